@@ -1,0 +1,46 @@
+# make demo   export the built-in demo checkpoint at retain ratio 0.2, verify it, ask it about a clip
+# make test   the quick tests            make slow   the long ones
+# make lint   ruff and mypy              make clean  remove what was made; make distclean: .venv too
+#
+# Each sets up .venv first, once, and again when pyproject.toml or constraints.txt change.
+# Needs Python 3.10 or newer with venv, and a package index: make PYTHON=python3.12 demo
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PACKAGES := earlytom engines export scripts
+
+.PHONY: demo test slow lint setup clean distclean
+.DELETE_ON_ERROR:
+
+demo: $(STAMP)
+	$(BIN)/earlytom-export --retain 0.2 --output build/demo --force
+	clip="$$($(BIN)/python -m tests.clips)" && \
+	$(BIN)/earlytom-infer --bundle build/demo --video "$$clip" --prompt "What happens in this video?"
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q
+
+slow: $(STAMP)
+	$(BIN)/python -m pytest -q -m "slow and not gpu"
+
+lint: $(STAMP)
+	$(BIN)/ruff check $(PACKAGES) tests
+	$(BIN)/mypy
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, $(PYTHON) is " + sys.version.split()[0])'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find $(PACKAGES) tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)

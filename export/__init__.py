@@ -1,0 +1,1 @@
+"""Make a bundle: tower to ONNX, rules, verification, report."""

@@ -1,0 +1,55 @@
+"""What every test shares: fixed seeds, two threads, the golden archives, and skips for hardware that is not there."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+from numpy.typing import NDArray
+
+GOLDEN = Path(__file__).parent / "golden"
+
+torch.set_num_threads(2)  # before any work: results of a sum must not depend on the machine's core count
+settings.register_profile("earlytom", deadline=None, derandomize=True)
+settings.load_profile("earlytom")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    missing = {
+        "gpu": None if torch.cuda.is_available() else "needs a CUDA device",
+        "trt": None
+        if any(importlib.util.find_spec(name) for name in ("tensorrt", "tensorrt_rtx"))
+        else "needs tensorrt or tensorrt_rtx",
+    }
+    for item in items:
+        for marker, reason in missing.items():
+            if reason and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """The same random numbers for every test, whichever tests run with it."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The directory of the released code's own answers."""
+    return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def e2e_frames() -> NDArray[np.uint8]:
+    """The clip of the golden end-to-end cases, uint8 [32, 384, 384, 3], read-only."""
+    with np.load(GOLDEN / "e2e" / "frames.npz") as archive:
+        video: NDArray[np.uint8] = archive["video"]
+    video.setflags(write=False)
+    return video
