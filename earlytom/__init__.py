@@ -1,0 +1,76 @@
+"""EarlyTom for deployment: visual tokens of video LLMs merged and selected inside the vision tower, in static shapes.
+
+    import earlytom
+    model = earlytom.load("demo")
+    tower = earlytom.StaticTower(model.vision, earlytom.preset("videomme", 0.2))
+    tokens = tower(frames).tokens                       # frames uint8 [1, 32, 384, 384, 3]
+    ids = earlytom.generate(model, prompt_ids, tokens[0], max_new_tokens=32)
+
+or, on a model that is loaded already: `from earlytom import earlytom; model = earlytom(model, retain=0.2)`.
+Names are imported when they are first used, so that importing the package stays cheap.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "EarlyTomConfig": "config",
+    "InnerMerging": "inner",
+    "Model": "checkpoint",
+    "StaticTower": "tower",
+    "TowerOutputs": "tower",
+    "VideoPipeline": "pipeline",
+    "VisionGeometry": "shapes",
+    "earlytom": "wrap",
+    "encode_video": "reference",
+    "generate": "qwen2",
+    "load": "checkpoint",
+    "preset": "config",
+    "read_frames": "video",
+    "restore": "wrap",
+}
+__all__ = [
+    "EarlyTomConfig",
+    "InnerMerging",
+    "Model",
+    "StaticTower",
+    "TowerOutputs",
+    "VideoPipeline",
+    "VisionGeometry",
+    "__version__",
+    "earlytom",
+    "encode_video",
+    "generate",
+    "load",
+    "preset",
+    "read_frames",
+    "restore",
+]
+
+if TYPE_CHECKING:
+    from .checkpoint import Model, load
+    from .config import EarlyTomConfig, preset
+    from .inner import InnerMerging
+    from .pipeline import VideoPipeline
+    from .qwen2 import generate
+    from .reference import encode_video
+    from .shapes import VisionGeometry
+    from .tower import StaticTower, TowerOutputs
+    from .video import read_frames
+    from .wrap import earlytom, restore
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -50,9 +50,9 @@ class Attention(nn.Module):
             mixed = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
         else:
             product = (q * self.scale) @ k.transpose(-1, -2)  # [N, H, S, S]
-            # A half-precision softmax computes in float32 inside, like every fused attention kernel, and a cast in
-            # front of it would prevent the fusing. Where the matrix itself is read, it is float32 (docs/onnx.md).
-            attention = torch.softmax(product.to(torch.float32) if received else product, dim=-1)
+            # The cast is written out because softmax(dtype=...) exports as a softmax before its cast; TensorRT fuses
+            # across it and then keeps product and softmax in float32 (docs/onnx.md).
+            attention = torch.softmax(product.to(torch.float32), dim=-1)
             mean = attention.mean(dim=(1, 2)) if received else None
             mixed = attention.to(v.dtype) @ v
         return self.out_proj(mixed.transpose(1, 2).reshape(n, s, d)), mean
@@ -103,8 +103,11 @@ class Vision(nn.Module):
 
     def embed(self, frames: Tensor) -> Tensor:
         """Frames uint8 [N, H, W, 3] -> patch embeddings [N, S, D]; pixels enter as (x/255 - 0.5)/0.5."""
-        pixels = (frames.to(torch.float32) / 255 - 0.5) / 0.5
-        patches = self.patch_embedding(pixels.permute(0, 3, 1, 2).to(self.dtype))  # [N, D, grid, grid]
+        return self.embed_pixels(((frames.to(torch.float32) / 255 - 0.5) / 0.5).permute(0, 3, 1, 2))
+
+    def embed_pixels(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels [N, 3, H, W], as an image processor gives them -> patch embeddings [N, S, D]."""
+        patches = self.patch_embedding(pixels.to(self.dtype))  # [N, D, grid, grid]
         return patches.flatten(2).transpose(1, 2) + self.position_embedding
 
     def encode(self, frames: Tensor) -> Tensor:

@@ -81,19 +81,31 @@ class StaticTower(nn.Module):
 
     def trace(self, frames: Tensor) -> TowerTrace:
         """As `forward`, with the similarities, plans and hidden states that led there."""
-        shapes, config, vision = self.shapes, self.config, self.vision
-        expected = shapes.inputs["frames"][1]
+        expected = self.shapes.inputs["frames"][1]
         if tuple(frames.shape) != expected or frames.dtype != torch.uint8:
             raise InputError(
                 f"frames are {frames.dtype} {list(frames.shape)}, the tower takes torch.uint8 {list(expected)}"
             )
+        # uint8 is cast before anything else: TensorRT takes it as a network input only.
+        return self._run(self.vision.embed(frames.to(torch.float32).flatten(0, 1)))
+
+    def encode_pixels(self, pixels: Tensor) -> TowerOutputs:
+        """As `forward`, from normalised pixels [V, T, 3, H, W] as an image processor gives them."""
+        v, t, h, w, c = self.shapes.inputs["frames"][1]
+        if tuple(pixels.shape) != (v, t, c, h, w) or not pixels.is_floating_point():
+            raise InputError(
+                f"pixels are {pixels.dtype} {list(pixels.shape)}, the tower takes floating point {[v, t, c, h, w]}"
+            )
+        return self._run(self.vision.embed_pixels(pixels.flatten(0, 1))).outputs
+
+    def _run(self, hidden: Tensor) -> TowerTrace:
+        """Patch embeddings [V*T, S, D] -> TowerTrace."""
+        shapes, config, vision = self.shapes, self.config, self.vision
         v = shapes.batch
         budgets = dict(zip(config.merge_layers, config.frame_budgets))
         settings: dict[str, Any] = {"tau": config.tau, "max_window": config.max_window, "ema": config.ema}
-        # uint8 is cast before anything else: TensorRT takes it as a network input only.
-        hidden = vision.embed(frames.to(torch.float32).flatten(0, 1))  # [V*T, S, D]
         stages: list[Stage] = []
-        composite = torch.eye(shapes.frames, device=frames.device)
+        composite = torch.eye(shapes.frames, device=hidden.device)
         received = torch.empty(0)
         for index, layer in enumerate(vision.layers):
             last_merge = bool(budgets) and index == config.merge_layers[-1]

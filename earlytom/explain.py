@@ -1,0 +1,109 @@
+"""A picture of what was kept: source frames, patches, dynamic and static marks, and what each frame left stands for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .errors import InputError, VideoError
+
+CELL = 196  # pixels of a frame in the picture
+LINE = 14
+GAP = 8
+DYNAMIC, STATIC, GONE = (46, 160, 67), (56, 109, 221), (120, 120, 120)
+
+
+def describe_mix(row: Sequence[float] | Tensor, *, least: float = 0.005) -> str:
+    """One row of the composite weights in words: "12" for a frame of its own, "12+13 (.6 .4)", "3-7, 9" for many."""
+    parts = [(frame, float(weight)) for frame, weight in enumerate(row) if abs(float(weight)) >= least]
+    frames = [frame for frame, _ in parts]
+    if len(parts) == 1:
+        return str(frames[0])
+    if len(parts) <= 3:
+        shown = " ".join(f"{weight:.2f}".replace("0.", ".") for _, weight in parts)
+        return f"{'+'.join(map(str, frames))} ({shown})"
+    runs: list[list[int]] = []
+    for frame in frames:
+        if runs and frame == runs[-1][-1] + 1:
+            runs[-1].append(frame)
+        else:
+            runs.append([frame])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def draw_explanation(
+    frames: NDArray[np.uint8],
+    positions: Tensor,
+    dynamic: Tensor,
+    weights: Tensor,
+    *,
+    grid: int,
+    timestamps: Sequence[float] | None = None,
+    path: str | Path,
+) -> None:
+    """Write a PNG with every source frame in order.
+
+    frames uint8 [T, H, W, 3]; positions [B, n] on the pooled grid x grid; dynamic [B]; weights [B, T]: of one video.
+    Kept patches are bright, the others dark; a green border marks a dynamic frame, a blue one a static frame, and the
+    line under it says which source frames it stands for. Frames that were merged away are grey. Raises InputError when
+    the shapes do not belong together, VideoError when the file cannot be written.
+    """
+    from PIL import Image, ImageDraw
+
+    total, left = len(frames), len(weights)
+    if weights.shape[1] != total or len(positions) != left or len(dynamic) != left:
+        raise InputError(
+            f"{total} frames do not go with weights {list(weights.shape)}, positions {list(positions.shape)} and "
+            f"dynamic {list(dynamic.shape)}"
+        )
+    # A frame left is drawn at the source frame that weighs most in it; no source frame is in two rows.
+    shown_at = {int(row.abs().argmax()): b for b, row in enumerate(weights)}
+    owner = {t: b for b, row in enumerate(weights) for t in row.nonzero().flatten().tolist()}
+    columns = math.ceil(math.sqrt(total * 1.6))
+    rows = math.ceil(total / columns)
+    high = CELL + 2 * LINE + GAP
+    sheet = Image.new("RGB", (columns * (CELL + GAP) + GAP, rows * high + GAP + 2 * LINE), "white")
+    draw = ImageDraw.Draw(sheet)
+    share = positions.shape[1] * left / (total * grid * grid)
+    draw.text(
+        (GAP, GAP // 2),
+        f"{total} frames -> {left}, {positions.shape[1]} of {grid * grid} patches each: {share:.1%} of the tokens   "
+        "green: dynamic   blue: static   grey: merged away",
+        fill="black",
+    )
+    for t in range(total):
+        x, y = GAP + t % columns * (CELL + GAP), GAP + 2 * LINE + t // columns * high
+        picture = Image.fromarray(frames[t]).resize((CELL, CELL))
+        slot = shown_at.get(t)
+        stamp = f"{t}" if timestamps is None else f"{t}  {timestamps[t]:.1f} s"
+        if slot is None:
+            picture = Image.blend(picture.convert("L").convert("RGB"), Image.new("RGB", picture.size, "white"), 0.5)
+            note = f"in {owner[t]}" if t in owner else "dropped"
+            border = GONE
+        else:
+            picture = _darken(picture, positions[slot].tolist(), grid)
+            note = f"#{slot} = {describe_mix(weights[slot])}"
+            border = DYNAMIC if bool(dynamic[slot]) else STATIC
+        sheet.paste(picture, (x, y))
+        draw.rectangle((x - 2, y - 2, x + CELL + 1, y + CELL + 1), outline=border, width=3)
+        draw.text((x, y + CELL + 2), stamp, fill="black")
+        draw.text((x, y + CELL + 2 + LINE), note[: CELL // 5], fill=border)
+    try:
+        sheet.save(path, format="PNG")
+    except OSError as error:
+        raise VideoError(f"the picture {path} cannot be written: {error.strerror or error}") from None
+
+
+def _darken(picture, kept: list[int], grid: int):  # type: ignore[no-untyped-def]  # PIL is imported lazily
+    """`picture` with the patches that are not kept at a third of their light."""
+    mask = np.full(grid * grid, 85, np.uint8)
+    mask[kept] = 255
+    from PIL import Image, ImageChops
+
+    light = Image.fromarray(mask.reshape(grid, grid)).resize(picture.size, Image.Resampling.NEAREST)
+    return ImageChops.multiply(picture, Image.merge("RGB", (light, light, light)))
