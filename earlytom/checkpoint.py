@@ -30,7 +30,8 @@ class CheckpointIdentity:
     """Which checkpoint this is.
 
     name: as given to `load`; format: "llava-next", "transformers" or "demo"; digest: see `weights_digest`; geometry,
-    pooling, newline: of the vision side, the last two as in Vision; language_layers: decoder layers of the LLM. The same whichever parts were loaded.
+    pooling, newline: of the vision side, the last two as in Vision; language_layers: decoder layers of the LLM. The
+    same whichever parts were loaded.
     """
 
     name: str

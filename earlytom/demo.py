@@ -58,7 +58,7 @@ def write_demo(directory: str | Path, *, format: str = "llava-next", seed: int =
         demo_tokenizer.write_tokenizer(directory)
         save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     except OSError as error:
-        raise CheckpointError(f"the demo checkpoint cannot be written to {directory}: {error.strerror or error}") from None
+        raise CheckpointError(f"the demo cannot be written to {directory}: {error.strerror or error}") from None
     return directory
 
 

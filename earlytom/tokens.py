@@ -26,7 +26,9 @@ def select_positions(received: Tensor, dynamic: Tensor, keep: int) -> Tensor:
     window = torch.tensor([w for w, size in enumerate(sizes) for _ in range(size)], device=received.device)
     most_attended = rank(received) < keep
     best_of_window = rank(received, within=window[:, None] == window) == 0
-    return positions_of(torch.where(dynamic[..., None], most_attended, best_of_window), keep)
+    chosen = dynamic[..., None]
+    # Not torch.where: ONNX Runtime has no Where of booleans.
+    return positions_of((chosen & most_attended) | (~chosen & best_of_window), keep)
 
 
 def gather_tokens(features: Tensor, positions: Tensor) -> Tensor:

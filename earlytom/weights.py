@@ -111,9 +111,9 @@ def weights_digest(directory: Path, config: CheckpointConfig, files: Mapping[str
 
     files: tensor name -> file, for all tensors. It covers config.json and the vision tower's configuration; the names
     of all tensors; of every vision tensor its dtype, its shape and its first 4096 bytes. It is the same for every
-    choice of parts and for every sharding. It does not cover the language weights beyond their names: what is exported, and
-    what digests are compared for, is the vision side, and loading that may not open the language files. A vision file
-    that is not there counts as absent.
+    choice of parts and for every sharding. It does not cover the language weights beyond their names: what is exported,
+    and what digests are compared for, is the vision side, and loading that may not open the language files. A vision
+    file that is not there counts as absent.
     """
     by_file: dict[str, list[str]] = defaultdict(list)
     for key, name in files.items():

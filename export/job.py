@@ -1,0 +1,324 @@
+"""One export, from settings to a bundle: what will be done (`plan_job`), and doing it (`run_job`)."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import platform
+import re
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from earlytom.bundle import (
+    DTYPES,
+    MODEL,
+    Bundle,
+    BundleWriter,
+    Manifest,
+    find_same,
+    read_bundle,
+    request_key,
+)
+from earlytom.checkpoint import CheckpointIdentity, load
+from earlytom.config import EarlyTomConfig
+from earlytom.errors import ConfigError, ParityError
+from earlytom.shapes import StaticShapes, derive_shapes
+
+from .progress import Progress
+from .settings import resolve
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+
+    from .verify import ParityReport
+
+TOOLS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "polygraphy", "transformers", "safetensors", "numpy")
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything an export needs to know, checked; see the options of `earlytom-export`.
+
+    engines: what to build, in order, and `why` they were chosen; key: the same for runs that write the same bundle.
+    """
+
+    checkpoint: str
+    identity: CheckpointIdentity
+    config: EarlyTomConfig
+    dtype: str
+    batch: int
+    opset: int
+    engines: tuple[str, ...]
+    why: str
+    output: Path
+    force: bool
+    verify: bool
+    video: Path | None
+    save_tensors: Path | None
+    quiet: bool
+
+    @property
+    def shapes(self) -> StaticShapes:
+        return derive_shapes(self.config, self.identity.geometry, self.batch)
+
+    @property
+    def key(self) -> str:
+        video = None if self.video is None else hashlib.sha256(self.video.read_bytes()).hexdigest()
+        return request_key(
+            {
+                "config": self.config.to_dict(), "dtype": self.dtype, "batch": self.batch, "opset": self.opset,
+                "engines": list(self.engines), "checkpoint": self.identity.to_dict(), "verify": self.verify,
+                "video": video, "tools": tools(),
+            }
+        )  # fmt: skip
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `--dry-run --json` prints."""
+        from earlytom.flops import tower_cost
+
+        shapes = self.shapes
+        return {
+            "checkpoint": self.identity.to_dict(),
+            "config": self.config.to_dict(),
+            "dtype": self.dtype,
+            "batch": self.batch,
+            "opset": self.opset,
+            "engines": list(self.engines),
+            "output": str(self.output),
+            "stage_frames": list(shapes.stage_frames),
+            "tokens": {"before": self._tokens_before, "after": shapes.tokens, "patches_per_frame": shapes.keep},
+            "inputs": {name: [dtype, list(shape)] for name, (dtype, shape) in shapes.inputs.items()},
+            "outputs": {n: [dtype, list(shape)] for n, (dtype, shape) in shapes.outputs(DTYPES[self.dtype]).items()},
+            "cost": tower_cost(self.config, self.identity.geometry, batch=self.batch, dtype=self.dtype),
+            "writes": self._writes(),
+        }
+
+    @property
+    def _tokens_before(self) -> int:
+        return self.batch * self.config.frames * self.shapes.pooled_patches
+
+    def _writes(self) -> list[str]:
+        engines = [f"vision.*.{name}.engine" for name in self.engines if name.startswith("tensorrt")]
+        return [MODEL, f"{MODEL}.data", *engines, "report.md", "manifest.json"]
+
+    def describe(self) -> str:
+        """What `--dry-run` prints for people."""
+        plan, shapes = self.to_dict(), self.shapes
+        cost = plan["cost"]
+        layers = ["input", *(f"after layer {layer}" for layer in self.config.merge_layers)]
+        rows = [
+            f"  {name:<16} [{frames}, {shapes.patches}, {shapes.hidden_size}]"
+            for name, frames in zip(layers, shapes.stage_frames)
+        ]
+        return "\n".join(
+            [
+                f"checkpoint  {self.identity.name} ({self.identity.format}), {self.dtype}, opset {self.opset}",
+                f"settings    retain {self.config.retain:g}, tau {self.config.tau:g}, M {self.config.max_window}, "
+                f"ema {self.config.ema:g}",
+                "frames, patches, width at each stage, for one video:",
+                *rows,
+                f"  {'selected':<16} [{shapes.final_frames}, {shapes.keep}, {shapes.projector_size}]",
+                f"tokens      {self._tokens_before} -> {shapes.tokens} ({shapes.visual_tokens} patches, "
+                f"{shapes.newlines} newlines at most)",
+                f"tower       {cost['flops_before'] / 1e12:.3f} -> {cost['flops_after'] / 1e12:.3f} TFLOP "
+                f"({1 - cost['flops_after'] / cost['flops_before']:.0%} fewer)",
+                f"memory      weights {cost['weight_bytes'] / 1e6:.1f} MB, activations at most "
+                f"{cost['activation_bytes_before'] / 1e6:.0f} -> {cost['activation_bytes_after'] / 1e6:.0f} MB",
+                f"engines     {', '.join(self.engines) or 'none'} ({self.why})",
+                f"would write {self.output}: {', '.join(plan['writes'])}",
+            ]
+        )
+
+
+def tools() -> dict[str, str]:
+    """Versions that decide what is written: ours, Python's, and those of the packages that take part."""
+    found = {"earlytom-export": metadata.version("earlytom-export"), "python": platform.python_version()}
+    for name in TOOLS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def plan_job(arguments: argparse.Namespace) -> Job:
+    """Read the checkpoint's headers and settle every setting. Raises EarlyTomError on whatever cannot be done."""
+    from .engines import choose_engines
+
+    if arguments.checkpoint == "demo" and not arguments.quiet:
+        from .cli import REAL_CHECKPOINT
+
+        note(
+            "Exporting the built-in demo checkpoint: real geometry, random weights, answers that mean nothing. For a "
+            f"real one: earlytom-export --checkpoint {REAL_CHECKPOINT} --retain 0.2 --dtype fp16"
+        )
+    identity = load(arguments.checkpoint, device="meta", parts=("vision",)).identity
+    config = resolve(arguments, identity)
+    derive_shapes(config, identity.geometry, arguments.batch)
+    engines, why = choose_engines(arguments.engine.split(","))
+    from .onnx import DEFAULT_OPSET, OPSETS
+
+    opset = DEFAULT_OPSET if arguments.opset is None else arguments.opset
+    if opset not in OPSETS:
+        raise ConfigError(f"opset {opset} cannot be exported, choose one of {', '.join(map(str, OPSETS))}")
+    if arguments.video is not None:
+        _read_clip(arguments.video, config, identity.geometry.image_size)  # refuse a bad file before the work
+    output = arguments.output
+    if output is None:
+        name = re.sub(r"[^A-Za-z0-9.-]+", "-", Path(identity.name).name).strip("-") or "checkpoint"
+        output = Path("bundles") / f"{name}-r{config.retain:g}"
+    return Job(
+        checkpoint=arguments.checkpoint,
+        identity=identity,
+        config=config,
+        dtype=arguments.dtype,
+        batch=arguments.batch,
+        opset=opset,
+        engines=engines,
+        why=why,
+        output=output,
+        force=arguments.force,
+        verify=arguments.verify,
+        video=arguments.video,
+        save_tensors=arguments.save_tensors,
+        quiet=arguments.quiet,
+    )
+
+
+def run_job(job: Job) -> dict[str, Any]:
+    """Write the bundle, or recognise that it is there. Returns what `--json` prints. Raises EarlyTomError."""
+    import torch
+
+    from earlytom.tower import StaticTower
+
+    from .engines import build_engines
+    from .onnx import export_tower
+    from .report import render_report
+    from .rules import check_graph
+    from .verify import verify_bundle
+
+    progress = Progress(quiet=job.quiet)
+    key = job.key
+    same = find_same(job.output, key)
+    if same is not None:
+        progress.say(f"{job.output} is this export already, nothing to do")
+        return _result(same, skipped=True, seconds={})
+    if not job.verify:
+        progress = Progress(progress.stages[:-1], quiet=job.quiet)
+    with BundleWriter(job.output, force=job.force) as writer:
+        with progress.stage("load"):
+            progress.step(job.identity.name)
+            vision = load(job.checkpoint, dtype=torch_dtype(job.dtype), parts=("vision",)).vision
+            assert vision is not None
+        with progress.stage("rewrite"):
+            tower = StaticTower(vision, job.config, batch=job.batch).eval()
+        with progress.stage("export"):
+            exported = export_tower(tower, writer.path / MODEL, opset=job.opset, progress=progress.step)
+        with progress.stage("check"):
+            summary = check_graph(writer.path / MODEL, dtype=job.dtype, opset=job.opset)
+        del tower, vision
+        manifest = Manifest.derive(
+            job.config, job.identity.geometry, dtype=job.dtype, batch=job.batch, opset=job.opset,
+            attention="fused" if job.opset >= 23 else "primitives", checkpoint=job.identity.to_dict(), tools=tools(),
+            traced=exported.traced, request_key=key,
+        )  # fmt: skip
+        with progress.stage("build"):
+            records = build_engines(job, Bundle(writer.path, manifest), progress)
+            manifest = replace(manifest, engines=records)
+        report: ParityReport | None = None
+        if job.verify:
+            with progress.stage("verify"):
+                full = load(job.checkpoint, dtype=torch.float32, parts=("vision",)).vision
+                assert full is not None
+                frames = _clip(job.video, job.config, job.identity.geometry.image_size, job.batch)
+                report = verify_bundle(
+                    Bundle(writer.path, manifest), frames, vision=full, save_tensors=job.save_tensors,
+                    progress=progress.step,
+                )  # fmt: skip
+            manifest = replace(manifest, parity=report.to_dicts())
+        text = render_report(manifest, report, summary)
+        (writer.path / "report.md").write_text(text, encoding="utf-8")
+        if report is not None and not report.passed:
+            progress.say(text)
+            raise ParityError(f"parity failed, so no bundle was written: {report.reason}")
+        bundle = writer.commit(manifest)
+    result = _result(bundle, skipped=False, seconds=progress.seconds)
+    progress.say(
+        f"wrote {job.output}: {result['tokens']} visual tokens a video, "
+        + ("parity passed" if job.verify else "not verified")
+        + f", engines {', '.join(job.engines) or 'none'}; report.md says more"
+    )
+    return result
+
+
+def verify_again(arguments: argparse.Namespace) -> tuple[bool, str]:
+    """`earlytom-verify`: whether every hop passed, and the report to print. Raises EarlyTomError."""
+    import torch
+
+    from .report import render_report
+    from .verify import verify_bundle
+
+    bundle = read_bundle(arguments.bundle)
+    manifest = bundle.manifest
+    frames = _clip(arguments.video, manifest.config, manifest.geometry.image_size, manifest.batch)
+    model = load(arguments.checkpoint or manifest.checkpoint["name"], dtype=torch.float32, parts=("vision",))
+    if model.identity.digest != manifest.checkpoint["digest"]:
+        raise ConfigError(
+            f"the bundle {arguments.bundle} was made from other weights than {model.identity.name} holds: give the "
+            "checkpoint it was made from with --checkpoint"
+        )
+    assert model.vision is not None
+    progress = Progress(("verify",), quiet=arguments.quiet or arguments.json)
+    with progress.stage("verify"):
+        report = verify_bundle(
+            bundle, frames, vision=model.vision, save_tensors=arguments.save_tensors, progress=progress.step
+        )
+    if arguments.json:
+        return report.passed, json.dumps({"passed": report.passed, "hops": list(report.to_dicts())}, indent=2)
+    return report.passed, render_report(replace(manifest, parity=report.to_dicts()), report, None)
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The torch dtype of "fp32", "fp16" or "bf16"."""
+    import torch
+
+    dtype = getattr(torch, DTYPES[name])
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def _clip(video: Path | None, config: EarlyTomConfig, size: int, batch: int) -> NDArray[Any]:
+    """uint8 [V, T, H, W, 3]: the video, or a synthetic clip, once for each video of the batch."""
+    import numpy as np
+
+    from earlytom.clips import synthetic_clip
+
+    if video is not None:
+        return np.stack([_read_clip(video, config, size)] * batch)
+    return np.stack([synthetic_clip(config.frames, size, seed=v) for v in range(batch)])
+
+
+def _read_clip(video: Path, config: EarlyTomConfig, size: int) -> NDArray[Any]:
+    from earlytom.video import read_frames
+
+    return read_frames(video, frames=config.frames, size=size).frames
+
+
+def _result(bundle: Bundle, *, skipped: bool, seconds: dict[str, float]) -> dict[str, Any]:
+    manifest = bundle.manifest
+    return {
+        "bundle": str(bundle.path), "skipped": skipped, "tokens": manifest.counts.tokens,
+        "files": {name: record.bytes for name, record in sorted(manifest.files.items())},
+        "engines": [engine.file for engine in manifest.engines], "parity": list(manifest.parity), "seconds": seconds,
+    }  # fmt: skip
+
+
+def note(text: str) -> None:
+    """A line for people, beside what is printed for programs."""
+    import sys
+
+    print(text, file=sys.stderr, flush=True)
