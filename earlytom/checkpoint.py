@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .checkpoint_config import CheckpointConfig, read_config
+from .config import POOLING
 from .errors import CheckpointError, InputError
-from .keys import PARTS, Stored, Unused, locate, match
+from .keys import PARTS, Slot, Stored, Unused, locate, match
 from .shapes import VisionGeometry
 from .siglip import Vision
 from .weights import INDEX, read_header, read_index, read_tensors, tensor_files, wanted, weights_digest
@@ -72,12 +73,14 @@ def load(
     device: str | torch.device = "cpu",
     parts: Sequence[str] = PARTS,
     attn_implementation: str = "sdpa",
+    pooling: str | None = None,
 ) -> Model:
     """Load a checkpoint's weights, those of `parts` only, cast to `dtype` on `device`; modules are in eval mode.
 
     checkpoint: "demo" (see earlytom.demo), a directory, or a hub id, fetched through huggingface_hub, which honours
     HF_HUB_OFFLINE; only JSON, tokenizer and safetensors files are ever fetched. parts: of "vision" and "language"; a
-    weight file that holds nothing of them is neither fetched nor opened. device: "meta" checks every name and shape and
+    weight file that holds nothing of them is neither fetched nor opened. pooling: in place of the checkpoint's own
+    (LLaVA-Video is evaluated with "average" whatever its file says). device: "meta" checks every name and shape and
     reads no weight. attn_implementation: the LLM's attention, as transformers names it. Tensors are read one at a time
     into modules that hold nothing before, so memory never holds more than the model and one tensor.
 
@@ -88,14 +91,17 @@ def load(
         raise InputError(f"parts is {parts!r}, it must be a tuple of one or both of {' and '.join(PARTS)}")
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise InputError(f"dtype is {dtype}, it must be a floating-point dtype such as torch.float16")
+    if pooling not in (None, *POOLING):
+        raise InputError(f"pooling is {pooling!r}, it must be one of {', '.join(POOLING)}")
     parts = tuple(part for part in PARTS if part in parts)
     if str(checkpoint) == "demo":
         from .demo import write_demo
 
         with tempfile.TemporaryDirectory(prefix="earlytom-demo-") as made:
-            return _load(write_demo(made), "demo", "demo", dtype, torch.device(device), parts, attn_implementation)
+            directory = write_demo(made)
+            return _load(directory, "demo", "demo", dtype, torch.device(device), parts, attn_implementation, pooling)
     directory = checkpoint_directory(checkpoint, parts)
-    return _load(directory, str(checkpoint), None, dtype, torch.device(device), parts, attn_implementation)
+    return _load(directory, str(checkpoint), None, dtype, torch.device(device), parts, attn_implementation, pooling)
 
 
 def checkpoint_directory(checkpoint: str | Path, parts: Sequence[str] = PARTS) -> Path:
@@ -138,8 +144,11 @@ def _load(
     device: torch.device,
     parts: tuple[str, ...],
     attn_implementation: str,
+    pooling: str | None,
 ) -> Model:
     config = read_config(directory)
+    if pooling is not None:
+        config = replace(config, pooling=pooling)
     files = tensor_files(directory)
     needed_files = {file for key, file in files.items() if wanted(key, config.format, parts)}
     absent = sorted(file for file in needed_files if not (directory / file).is_file())
@@ -152,39 +161,12 @@ def _load(
             if wanted(key, config.format, parts, unknown=True):
                 stored[key], homes[key] = tensor, file
 
-    modules: dict[str, Any] = {}
-    with torch.device("meta"):
-        if "vision" in parts:
-            modules["vision"] = Vision(config.geometry, config.pooling, config.newline)
-        if "language" in parts:
-            modules["language"] = _language(directory, config, stored, attn_implementation)
-    needed = {
-        (part, key): tuple(tensor.shape)
-        for part, module in modules.items()
-        for key, tensor in module.state_dict().items()
-    }
-    if config.tied:
-        needed.pop(("language", "lm_head.weight"), None)
-    found = match(
-        str(directory),
-        stored,
-        needed,
-        format=config.format,
-        unused=Unused(config.geometry.layers, config.stored_layers, config.tied),
-        optional=() if config.has_newline else (("vision", "image_newline"),),
-    )
+    modules, needed, found = _modules(directory, config, stored, parts, attn_implementation)
     if device.type == "meta":
         tensors = {slot: torch.empty(shape, dtype=dtype, device=device) for slot, shape in needed.items()}
     else:
         tensors = read_tensors(directory, homes, found, dtype, device)
-    for part, module in modules.items():
-        state = {key: tensor for (of, key), tensor in tensors.items() if of == part}
-        if part == "language" and config.tied:
-            state["lm_head.weight"] = state["model.embed_tokens.weight"]
-        if part == "vision" and "image_newline" not in state:
-            state["image_newline"] = torch.zeros(config.geometry.projector_size, dtype=dtype, device=device)
-        module.load_state_dict(state, strict=True, assign=True)
-        module.requires_grad_(False).eval()
+    _assign(modules, config, tensors)
 
     language, tokenizer, eos = modules.get("language"), None, config.eos_token_ids
     if language is not None:
@@ -202,6 +184,78 @@ def _load(
         language_layers=config.text["num_hidden_layers"],
     )
     return Model(modules.get("vision"), language, tokenizer, identity, eos)
+
+
+def _modules(
+    where: Path, config: CheckpointConfig, stored: Mapping[str, Stored], parts: Sequence[str], attn_implementation: str
+) -> tuple[dict[str, Any], dict[Slot, tuple[int, ...]], dict[Slot, str]]:
+    """Modules without weights, the shape of every slot they need, and under which name each is stored."""
+    modules: dict[str, Any] = {}
+    with torch.device("meta"):
+        if "vision" in parts:
+            modules["vision"] = Vision(config.geometry, config.pooling, config.newline)
+        if "language" in parts:
+            modules["language"] = _language(where, config, stored, attn_implementation)
+    needed = {
+        (part, key): tuple(tensor.shape)
+        for part, module in modules.items()
+        for key, tensor in module.state_dict().items()
+    }
+    if config.tied:
+        needed.pop(("language", "lm_head.weight"), None)
+    found = match(
+        str(where),
+        stored,
+        needed,
+        format=config.format,
+        unused=Unused(config.geometry.layers, config.stored_layers, config.tied),
+        optional=() if config.has_newline else (("vision", "image_newline"),),
+    )
+    return modules, needed, found
+
+
+def _assign(modules: Mapping[str, Any], config: CheckpointConfig, tensors: Mapping[Slot, torch.Tensor]) -> None:
+    """Make `tensors` the parameters of the modules, without a copy."""
+    for part, module in modules.items():
+        state = {key: tensor for (of, key), tensor in tensors.items() if of == part}
+        if part == "language" and config.tied:
+            state["lm_head.weight"] = state["model.embed_tokens.weight"]
+        if part == "vision" and "image_newline" not in state:
+            state["image_newline"] = state["linear_2.bias"].new_zeros(config.geometry.projector_size)
+        module.load_state_dict(state, strict=True, assign=True)
+        module.requires_grad_(False).eval()
+
+
+@dataclass(frozen=True)
+class SharedParts:
+    """Vision and Qwen2 over the tensors of a live model; `probe` tells whether it was moved or cast since."""
+
+    vision: Vision
+    language: Qwen2
+    probe: tuple[int, torch.dtype]
+
+    def same_weights(self, model: torch.nn.Module) -> bool:
+        return _probe(model) == self.probe
+
+
+def share_weights(model: torch.nn.Module, config: CheckpointConfig) -> SharedParts:
+    """Our modules over the tensors of a live model of either format (see `live_config`), on its one device.
+
+    Raises CheckpointError listing what is missing, unexpected or misshapen.
+    """
+    where = Path(f"<{type(model).__name__}>")
+    state = model.state_dict()
+    stored = {key: Stored("F32", tuple(tensor.shape)) for key, tensor in state.items()}
+    attention = getattr(model.config, "_attn_implementation", None) or "sdpa"
+    modules, _, found = _modules(where, config, stored, PARTS, str(attention))
+    _assign(modules, config, {slot: state[key] for slot, key in found.items()})
+    _finish(modules["language"], modules["vision"].device, ())
+    return SharedParts(modules["vision"], modules["language"], _probe(model))
+
+
+def _probe(model: torch.nn.Module) -> tuple[int, torch.dtype]:
+    weight = next(model.parameters())
+    return weight.data_ptr(), weight.dtype
 
 
 def _language(

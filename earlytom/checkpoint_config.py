@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from .errors import CheckpointError, ConfigError
+from .errors import CheckpointError, ConfigError, InputError
 from .shapes import VisionGeometry
 
 # SigLIP so400m-patch14-384, by the names of its configuration. LLaVA-NeXT checkpoints name it and do not repeat this.
@@ -83,6 +83,28 @@ def read_config(directory: Path) -> CheckpointConfig:
     raise CheckpointError(f"{directory} holds a {kind}; what can be loaded is {SUPPORTED}")
 
 
+def live_config(model: Any) -> CheckpointConfig:
+    """The configuration of a loaded model: transformers' LlavaOnevision, or LLaVA-NeXT's LlavaQwen by its modules.
+
+    Raises InputError on another kind of model, CheckpointError on settings that are not implemented.
+    """
+    inner = getattr(model, "model", None)
+    where = Path(f"<{type(model).__name__}>")
+    try:
+        if getattr(getattr(model, "config", None), "model_type", None) == "llava_onevision":
+            return _transformers(where, model.config.to_dict())
+        if all(hasattr(inner, name) for name in ("vision_tower", "mm_projector", "embed_tokens")):
+            tower = getattr(inner, "vision_tower")  # noqa: B009
+            tower = tower[0] if isinstance(tower, list) else tower
+            return _llava_next(where, model.config.to_dict(), SO400M | tower.config.to_dict())
+    except ConfigError as error:
+        raise CheckpointError(f"{where}: {error}") from None
+    raise InputError(
+        f"the model is a {type(model).__name__}, EarlyTom takes transformers' LlavaOnevisionForConditionalGeneration "
+        "and LLaVA-NeXT's LlavaQwenForCausalLM"
+    )
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises CheckpointError when there is none."""
     try:
@@ -96,8 +118,10 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _llava_next(directory: Path, config: Mapping[str, Any]) -> CheckpointConfig:
-    """LLaVA-NeXT: one flat configuration, and a vision tower by name.
+def _llava_next(
+    directory: Path, config: Mapping[str, Any], vision: dict[str, Any] | None = None
+) -> CheckpointConfig:
+    """LLaVA-NeXT: one flat configuration, and a vision tower by name, or its configuration `vision`.
 
     Source: llava_arch.py, siglip_encoder.py (which always drops the last layer) and the projector's builder.py.
     """
@@ -113,7 +137,8 @@ def _llava_next(directory: Path, config: Mapping[str, Any]) -> CheckpointConfig:
     has_newline = "unpad" in merge
     if newline == "grid" and merge != "flat" and not has_newline:
         raise CheckpointError(f"{where}: mm_newline_position is 'grid', but {merge!r} merging has no newline embedding")
-    vision = _tower_config(directory, config.get("mm_vision_tower", config.get("vision_tower")))
+    if vision is None:
+        vision = _tower_config(directory, config.get("mm_vision_tower", config.get("vision_tower")))
     stored = _integer(where, vision, "num_hidden_layers")
     return CheckpointConfig(
         format="llava-next",

@@ -244,6 +244,26 @@ def embed_prompt(
     return torch.cat([words[:start], visual, words[start:]])[None], (start, len(visual))
 
 
+def embed_batch(
+    language: Qwen2ForCausalLM, prompts: Sequence[Sequence[int] | Tensor], videos: Sequence[Tensor]
+) -> dict[str, Any]:
+    """What Qwen2's forward and generate take for these prompts and their visual tokens, one video each.
+
+    inputs_embeds [B, N, D], padded on the left; attention_mask [B, N]; visual_spans: (start, length) of each sample.
+    Raises InputError.
+    """
+    samples = [embed_prompt(language, ids, tokens) for ids, tokens in zip(prompts, videos, strict=True)]
+    lengths = [embeds.shape[1] for embeds, _ in samples]
+    before = [max(lengths) - length for length in lengths]
+    embeds = torch.cat([pad(embeds, (0, 0, shift, 0)) for (embeds, _), shift in zip(samples, before, strict=True)])
+    columns = torch.arange(max(lengths), device=embeds.device)
+    return {
+        "inputs_embeds": embeds,
+        "attention_mask": (columns >= torch.tensor(before, device=embeds.device)[:, None]).long(),
+        "visual_spans": [(start + shift, length) for (_, (start, length)), shift in zip(samples, before, strict=True)],
+    }
+
+
 def generate(
     model: Any,
     prompt_ids: Sequence[int] | Tensor | Sequence[Sequence[int] | Tensor],
@@ -273,16 +293,9 @@ def generate(
     videos: Any = [visual_tokens] if single else visual_tokens
     if len(prompts) != len(videos) or not len(videos):
         raise InputError(f"{len(prompts)} prompts do not go with {len(videos)} videos: pass as many of each, 1 or more")
-    samples = [embed_prompt(language, ids, tokens) for ids, tokens in zip(prompts, videos, strict=True)]
-    lengths = [embeds.shape[1] for embeds, _ in samples]
-    before = [max(lengths) - length for length in lengths]
-    embeds = torch.cat([pad(embeds, (0, 0, shift, 0)) for (embeds, _), shift in zip(samples, before, strict=True)])
-    columns = torch.arange(max(lengths), device=embeds.device)
     ids = language.generate(
-        inputs_embeds=embeds,
-        attention_mask=(columns >= torch.tensor(before, device=embeds.device)[:, None]).long(),
+        **embed_batch(language, prompts, videos),
         inner=inner,
-        visual_spans=[(start + shift, length) for (_, (start, length)), shift in zip(samples, before, strict=True)],
         max_new_tokens=max_new_tokens,
         do_sample=do_sample,
         **generate_kwargs,

@@ -77,7 +77,7 @@ def insert_grid_newlines(tokens: Tensor, positions: Tensor, newline: Tensor, sid
     """
     v, f, n, width = tokens.shape
     device = tokens.device
-    rows = positions // side  # [V, F, n]
+    rows = torch.div(positions, side, rounding_mode="trunc")  # [V, F, n]; // would export as a floor of eight operators
     order = rank(-rows.to(torch.float32))  # patches by row, stable
     row_index = torch.arange(side, device=device)
     present = (rows[..., None, :] == row_index[:, None]).any(-1).to(torch.int64)  # [V, F, side]

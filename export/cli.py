@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from earlytom.config import PRESETS
+from earlytom.config import POOLING, PRESETS
 from earlytom.errors import EarlyTomError
 from earlytom.inner import METHODS
 
@@ -37,6 +37,7 @@ def export_parser() -> argparse.ArgumentParser:
     add("--max-window", type=int, metavar="M", help="a segment holds at most M - 1 frames")
     add("--ema", type=float, help="smoothing of the similarity")
     add("--contextual", type=float, metavar="D", help="share of a dynamic frame's budget for clustered tokens")
+    add("--pooling", choices=POOLING, help="in place of the checkpoint's own, for example average for LLaVA-Video")
     add("--inner-layer", type=int, metavar="K", help="LLM layer before which visual tokens are merged, 0 for none")
     add("--inner-ratio", type=float, metavar="RHO", help="share of the visual tokens merged there (default 0.5)")
     add("--inner-method", default=METHODS[0], choices=METHODS, help="how they are chosen")

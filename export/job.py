@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from earlytom.siglip import Vision
+
     from .verify import ParityReport
 
 TOOLS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "polygraphy", "transformers", "safetensors", "numpy")
@@ -156,7 +158,7 @@ def plan_job(arguments: argparse.Namespace) -> Job:
             "Exporting the built-in demo checkpoint: real geometry, random weights, answers that mean nothing. For a "
             f"real one: earlytom-export --checkpoint {REAL_CHECKPOINT} --retain 0.2 --dtype fp16"
         )
-    identity = load(arguments.checkpoint, device="meta", parts=("vision",)).identity
+    identity = load(arguments.checkpoint, device="meta", parts=("vision",), pooling=arguments.pooling).identity
     config = resolve(arguments, identity)
     derive_shapes(config, identity.geometry, arguments.batch)
     engines, why = choose_engines(arguments.engine.split(","))
@@ -212,8 +214,7 @@ def run_job(job: Job) -> dict[str, Any]:
     with BundleWriter(job.output, force=job.force) as writer:
         with progress.stage("load"):
             progress.step(job.identity.name)
-            vision = load(job.checkpoint, dtype=torch_dtype(job.dtype), parts=("vision",)).vision
-            assert vision is not None
+            vision = _vision(job, torch_dtype(job.dtype))
         with progress.stage("rewrite"):
             tower = StaticTower(vision, job.config, batch=job.batch).eval()
         with progress.stage("export"):
@@ -232,8 +233,7 @@ def run_job(job: Job) -> dict[str, Any]:
         report: ParityReport | None = None
         if job.verify:
             with progress.stage("verify"):
-                full = load(job.checkpoint, dtype=torch.float32, parts=("vision",)).vision
-                assert full is not None
+                full = _vision(job, torch.float32)
                 frames = _clip(job.video, job.config, job.identity.geometry.image_size, job.batch)
                 report = verify_bundle(
                     Bundle(writer.path, manifest), frames, vision=full, save_tensors=job.save_tensors,
@@ -265,7 +265,8 @@ def verify_again(arguments: argparse.Namespace) -> tuple[bool, str]:
     bundle = read_bundle(arguments.bundle)
     manifest = bundle.manifest
     frames = _clip(arguments.video, manifest.config, manifest.geometry.image_size, manifest.batch)
-    model = load(arguments.checkpoint or manifest.checkpoint["name"], dtype=torch.float32, parts=("vision",))
+    name = arguments.checkpoint or manifest.checkpoint["name"]
+    model = load(name, dtype=torch.float32, parts=("vision",), pooling=manifest.config.pooling)
     if model.identity.digest != manifest.checkpoint["digest"]:
         raise ConfigError(
             f"the bundle {arguments.bundle} was made from other weights than {model.identity.name} holds: give the "
@@ -289,6 +290,12 @@ def torch_dtype(name: str) -> torch.dtype:
     dtype = getattr(torch, DTYPES[name])
     assert isinstance(dtype, torch.dtype)
     return dtype
+
+
+def _vision(job: Job, dtype: torch.dtype) -> Vision:
+    vision = load(job.checkpoint, dtype=dtype, parts=("vision",), pooling=job.identity.pooling).vision
+    assert vision is not None
+    return vision
 
 
 def _clip(video: Path | None, config: EarlyTomConfig, size: int, batch: int) -> NDArray[Any]:

@@ -75,7 +75,10 @@ def run(arguments: argparse.Namespace) -> int:
     dtype = dtypes[arguments.llm_dtype or ("fp32" if torch.device(device).type == "cpu" else "bf16")]
     parts = ("vision", "language") if arguments.engine == "torch" else ("language",)
     name = arguments.checkpoint or manifest.checkpoint["name"]
-    model = load(name, dtype=dtype, device=device, parts=parts, attn_implementation=arguments.attention)
+    model = load(
+        name, dtype=dtype, device=device, parts=parts, attn_implementation=arguments.attention,
+        pooling=manifest.config.pooling,
+    )  # fmt: skip
     if model.identity.digest != manifest.checkpoint["digest"]:
         raise BundleError(
             f"the bundle {arguments.bundle} was made from other weights than {name} holds: export it again, or give "

@@ -139,7 +139,11 @@ def test_without_merge_layers_nothing_is_pruned():
 
 @pytest.mark.parametrize(
     ("changes", "newline"),
-    [({}, "one_token"), ({"contextual": 0.3}, "grid"), ({"merge_layers": (), "retain": 1, "frame_budgets": ()}, "grid")],
+    [
+        ({}, "one_token"),
+        ({"contextual": 0.3}, "grid"),
+        ({"merge_layers": (), "retain": 1, "frame_budgets": ()}, "grid"),
+    ],
     ids=["plain", "contextual", "unpruned"],
 )
 def test_one_exported_program_serves_every_clip(changes, newline):

@@ -1,0 +1,319 @@
+"""Numbers of a comparison between two backends, and the verdict on them: two things, two functions.
+
+`compare` and `measure` count and never judge; `judge` holds their numbers against the tolerances of a dtype. Numbers
+are compared where the plans agree (see plans.py), because a near-tie may flip a choice between two right backends.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from .config import EarlyTomConfig
+from .errors import InputError
+from .plans import Agreement, PlanAgreement, ScoreErrors, agree, combine
+from .shapes import StaticShapes
+from .traces import VideoTrace
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far `actual` is from `expected`, over `count` values.
+
+    max_abs, mean_abs: in the unit of the values; relative: norm of the difference over norm of the expected; cosine: of
+    both as one vector; worst_cosine: the smallest of any row along the last axis (of a token, of a patch); sqnr_db:
+    energy of the expected over energy of the difference, infinite when nothing differs; rms: of the expected, the scale
+    of the values. nans and infs are those of either side; the other numbers leave these values out.
+    """
+
+    count: int
+    max_abs: float
+    mean_abs: float
+    relative: float
+    cosine: float
+    worst_cosine: float
+    sqnr_db: float
+    rms: float
+    nans: int = 0
+    infs: int = 0
+
+    @property
+    def finite(self) -> bool:
+        return self.nans == self.infs == 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON: a number that is not finite is null."""
+        return {name: x if math.isfinite(x) else None for name, x in asdict(self).items()}
+
+
+def compare(
+    expected: Tensor | ArrayLike, actual: Tensor | ArrayLike, mask: Tensor | ArrayLike | None = None
+) -> Difference:
+    """Difference of two arrays of one shape, computed in float64; mask: bool on the leading axes, what to compare.
+
+    Raises InputError when the shapes differ or the mask does not fit.
+    """
+    a, b = _array(expected), _array(actual)
+    if a.shape != b.shape:
+        raise InputError(f"arrays of shape {list(a.shape)} and {list(b.shape)} cannot be compared")
+    if mask is not None:
+        chosen = _array(mask).astype(bool)
+        if chosen.shape != a.shape[: chosen.ndim]:
+            raise InputError(f"a mask of shape {list(chosen.shape)} does not fit arrays of shape {list(a.shape)}")
+        a, b = a[chosen], b[chosen]
+    finite = np.isfinite(a) & np.isfinite(b)
+    nans = int((np.isnan(a) | np.isnan(b)).sum())
+    infs = int((np.isinf(a) | np.isinf(b)).sum())
+    a, b = np.where(finite, a, 0.0), np.where(finite, b, 0.0)
+    count = int(finite.sum())
+    error = np.abs(a - b)
+    signal, noise = float(np.square(a).sum()), float(np.square(error).sum())
+    width = a.shape[-1] if a.ndim and a.size else 1
+    return Difference(
+        count=count,
+        max_abs=float(error.max(initial=0.0)),
+        mean_abs=float(error.sum() / max(count, 1)),
+        relative=_ratio(math.sqrt(noise), math.sqrt(signal)),
+        cosine=float(_cosines(a.reshape(1, -1), b.reshape(1, -1))[0]),
+        worst_cosine=float(_cosines(a.reshape(-1, width), b.reshape(-1, width)).min(initial=1.0)),
+        sqnr_db=math.inf if not noise else (10 * math.log10(signal / noise) if signal else -math.inf),
+        rms=math.sqrt(signal / max(count, 1)),
+        nans=nans,
+        infs=infs,
+    )
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What a dtype must hold, every limit included.
+
+    tokens: largest absolute error, times the tokens' rms where that is above 1 (None: the cosine decides); cosine and
+    worst_cosine: of tokens; similarity: absolute; received, hidden: relative (norms); weights: absolute; frames,
+    patches: least shares of equal choices, patches in frames whose plan agrees. Flips must be near-ties everywhere.
+    """
+
+    tokens: float | None
+    cosine: float
+    worst_cosine: float
+    similarity: float
+    received: float
+    hidden: float
+    weights: float
+    frames: float
+    patches: float
+
+
+# fp32 and fp16: what issue 4 asks of tokens and plans; the limits on scores are set so that an error which would
+# excuse a wrong choice fails by itself. bf16 has 8 bits of mantissa where fp16 has 11.
+TOLERANCES: dict[str, Tolerance] = {
+    "fp32": Tolerance(1e-4, 0.99999, 0.9999, 1e-5, 1e-4, 1e-4, 1e-4, frames=1.0, patches=1.0),
+    "fp16": Tolerance(None, 0.999, 0.99, 5e-3, 2e-2, 4.5e-2, 1e-2, frames=0.0, patches=0.99),
+    "bf16": Tolerance(None, 0.99, 0.93, 2e-2, 1e-1, 1.4e-1, 5e-2, frames=0.0, patches=0.95),
+}
+
+
+@dataclass(frozen=True)
+class Hop:
+    """The numbers of one comparison: `actual` against `reference`, both names of backends.
+
+    dtype: the row of TOLERANCES that applies; merge_layers: of the tower; differences: name -> Difference where the
+    plans agree: "tokens", "newlines", "weights" and, when both backends show them, "similarity_8", "weights_8",
+    "hidden_8" ... for each merge layer, "similarity_final" and "received", in the order of computation.
+    """
+
+    reference: str
+    actual: str
+    dtype: str
+    merge_layers: tuple[int, ...]
+    differences: Mapping[str, Difference]
+    plan: PlanAgreement
+
+    @property
+    def name(self) -> str:
+        return f"{self.reference} → {self.actual}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """passed, or the reasons why not, each one sentence; bisect: where a failed hop first goes wrong."""
+
+    passed: bool
+    reasons: tuple[str, ...]
+    bisect: str | None = None
+
+
+class Aligned(NamedTuple):
+    """Values of two backends, the reference's first, where their plans agree: name -> [rows, width] of both."""
+
+    values: dict[str, tuple[Tensor, Tensor]]
+    plan: PlanAgreement
+
+
+def align(
+    reference: Sequence[VideoTrace], actual: Sequence[VideoTrace], config: EarlyTomConfig, shapes: StaticShapes, *,
+    errors: ScoreErrors | None = None,
+) -> Aligned:
+    """Two backends on the videos of one call. errors: see `agree`; the names are those of Hop.differences."""
+    plans: list[PlanAgreement] = []
+    pairs: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for v, (mine, theirs) in enumerate(zip(reference, actual)):
+        agreement = agree(mine, theirs, config, shapes, errors=errors, video=v)
+        plans.append(agreement.plan)
+        for name, a, b in _comparable(mine, theirs, agreement, config):
+            pairs.setdefault(name, []).append((a.flatten(0, -2), b.flatten(0, -2)))
+    values = {
+        name: (torch.cat([a for a, _ in both]).float(), torch.cat([b for _, b in both]).float())
+        for name, both in pairs.items()
+    }
+    return Aligned(values, combine(plans))
+
+
+def measure(aligned: Aligned, names: tuple[str, str], dtype: str, merge_layers: tuple[int, ...]) -> Hop:
+    """The numbers of one hop; names: of the reference and the other backend."""
+    differences = {name: compare(a, b) for name, (a, b) in aligned.values.items()}
+    return Hop(*names, dtype, merge_layers, differences, aligned.plan)
+
+
+def _comparable(
+    mine: VideoTrace, theirs: VideoTrace, agreement: Agreement, config: EarlyTomConfig
+) -> list[tuple[str, Tensor, Tensor]]:
+    """Names and values of one video, the reference's first, cut to where the plans agree; rows along the last axis."""
+    out: list[tuple[str, Tensor, Tensor]] = []
+    if mine.stages and theirs.stages:
+        upstream = True
+        for k, layer in enumerate(config.merge_layers):
+            a, b = mine.stages[k], theirs.stages[k]
+            i, j = _columns(agreement.rows[k], 2)
+            if upstream:
+                out.append((f"similarity_{layer}", a.similarity, b.similarity))
+                out.append((f"weights_{layer}", a.weights[i], b.weights[j]))
+            out.append((f"hidden_{layer}", a.hidden[i], b.hidden[j]))
+            upstream = upstream and len(i) == len(a.weights) == len(b.weights)
+        if upstream and mine.similarity is not None and theirs.similarity is not None:
+            out.append(("similarity_final", mine.similarity, theirs.similarity))
+        if mine.received is not None and theirs.received is not None:
+            i, j = _columns(agreement.rows[-1], 2)
+            out.append(("received", mine.received[i], theirs.received[j]))
+    i, j = _columns(agreement.rows[-1], 2)
+    out.append(("weights", mine.weights[i], theirs.weights[j]))
+    rows = agreement.tokens
+    empty = mine.tokens[0][:0]
+    out.append(
+        (
+            "tokens",
+            torch.stack([mine.tokens[f][at] for f, at, _, _ in rows]) if rows else empty,
+            torch.stack([theirs.tokens[f][at] for _, _, f, at in rows]) if rows else empty,
+        )
+    )
+    count = min(len(mine.newlines), len(theirs.newlines))  # grids may differ in how many rows of patches they keep
+    if count:
+        out.append(("newlines", mine.newlines[:count], theirs.newlines[:count]))
+    return out
+
+
+def judge(hop: Hop) -> Verdict:
+    """Hold the numbers of `hop` against the tolerances of its dtype; a failure says where it first goes wrong."""
+    limit = TOLERANCES[hop.dtype]
+    reasons = [text for name, difference in hop.differences.items() for text in _complaints(name, difference, limit)]
+    if not hop.differences["tokens"].count:
+        reasons.insert(0, "no token could be compared: the plans agree nowhere")
+    shares = hop.plan.shares
+    if shares["frames"] < limit.frames or (limit.frames == 1 and shares["dynamic"] < 1):
+        equal = f"{hop.plan.frames_equal} of {hop.plan.frames} frames are the same mix"
+        reasons.append(f"{equal} and {hop.plan.dynamic_equal} have the same mark, at least {limit.frames:.0%} must")
+    if shares["comparable_patches"] < limit.patches:
+        equal = f"{hop.plan.comparable_equal} of {hop.plan.comparable} patches"
+        reasons.append(f"only {equal} ({shares['comparable_patches']:.2%}) are the same, {limit.patches:.0%} must be")
+    wrong = [flip for flip in hop.plan.flips if not flip.excused]
+    if wrong:
+        first, margin = wrong[0], "unknown" if wrong[0].margin is None else f"{wrong[0].margin:.2e}"
+        where = "after the last merge layer" if first.layer is None else f"at merge layer {first.layer}"
+        reasons.append(
+            f"{len(wrong)} of {len(hop.plan.flips)} choices that differ are no near-ties, the first {where}, frame "
+            f"{first.frame}: {first.what} (margin {margin}, error of its score {first.error:.2e})"
+        )
+    return Verdict(not reasons, tuple(reasons), bisect(hop) if reasons else None)
+
+
+def bisect(hop: Hop) -> str | None:
+    """The first intermediate out of tolerance and the layers between it and the last good one; None without any."""
+    limit = TOLERANCES[hop.dtype]
+    unexcused = [flip for flip in hop.plan.flips if not flip.excused]
+    names = [name for name in hop.differences if name not in ("tokens", "newlines", "weights")]
+    if not names:
+        return None
+    start, good = 0, "nothing before it can be seen"
+    for name in names:
+        layer = int(name.rsplit("_", 1)[1]) if name[-1].isdigit() else None
+        bad = bool(_complaints(name, hop.differences[name], limit))
+        if name.startswith("weights_"):
+            bad = bad or any(flip.layer == layer for flip in unexcused)
+        if bad and name == "similarity_final":
+            return f"similarity_final is the first out of tolerance: the similarity of the frames left; {good}"
+        if bad and name == "received":
+            return f"received is the first out of tolerance: the attention of layer {hop.merge_layers[-1]}; {good}"
+        if bad and name.startswith("weights_"):
+            return f"{name} is the first out of tolerance: the plan of merge layer {layer}; {good}"
+        if bad:
+            assert layer is not None
+            span = f"encoder layers {start} to {layer}" if start < layer else f"encoder layer {layer}"
+            return f"{name} is the first out of tolerance: {span}; {good}"
+        good = f"{name} is within it"
+        if name.startswith("hidden_"):
+            assert layer is not None
+            start = layer + 1
+    return f"{names[-1]} and all before it are within tolerance: layers {start} on, selection or projector"
+
+
+def _complaints(name: str, found: Difference, limit: Tolerance) -> list[str]:
+    if not found.finite:
+        return [f"{name} has {found.nans} NaN and {found.infs} infinite values"]
+    if not found.count:
+        return []
+    kind = name.split("_")[0]
+    checks: list[tuple[str, float, float | None]] = []
+    if kind in ("tokens", "newlines"):
+        scale = max(1.0, found.rms)
+        checks.append(("a largest error of", found.max_abs, limit.tokens and limit.tokens * scale))
+        checks.append(("a cosine distance of", 1 - found.cosine, 1 - limit.cosine))
+        checks.append(("a token at a cosine distance of", 1 - found.worst_cosine, 1 - limit.worst_cosine))
+    elif kind in ("similarity", "weights"):
+        checks.append(("a largest error of", found.max_abs, getattr(limit, kind)))
+    else:
+        checks.append(("a relative error of", found.relative, getattr(limit, kind)))
+    return [
+        f"{name} has {what} {value:.2e}, at most {most:.2e} is allowed"
+        for what, value, most in checks
+        if most is not None and not value <= most
+    ]
+
+
+def _array(values: Tensor | ArrayLike) -> NDArray[Any]:
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        values = (values if values.dtype == torch.bool else values.double()).numpy()
+    array = np.asarray(values)
+    return array if array.dtype == bool else array.astype(np.float64)
+
+
+def _cosines(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
+    """Cosine of each row; 1 of two zeros, 0 of one."""
+    lengths = np.linalg.norm(a, axis=-1), np.linalg.norm(b, axis=-1)
+    product = lengths[0] * lengths[1]
+    cosine = (a * b).sum(-1) / np.where(product > 0, product, 1.0)
+    return np.where(product > 0, np.clip(cosine, -1, 1), np.where(lengths[0] == lengths[1], 1.0, 0.0))
+
+
+def _ratio(part: float, whole: float) -> float:
+    return 0.0 if not part else (part / whole if whole else math.inf)
+
+
+def _columns(rows: Sequence[tuple[int, ...]], count: int) -> list[list[int]]:
+    return [list(column) for column in zip(*rows)] if rows else [[] for _ in range(count)]

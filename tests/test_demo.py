@@ -1,0 +1,187 @@
+"""The demo checkpoint: deterministic, readable, lively, and the same as transformers' LlavaOnevision."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from earlytom.checkpoint import Model, load
+from earlytom.config import preset
+from earlytom.demo import write_demo
+from earlytom.demo_tokenizer import SPECIAL, WORDS
+from earlytom.errors import CheckpointError
+from earlytom.qwen2 import check_layer, embed_prompt, generate
+from earlytom.shapes import VisionGeometry, derive_shapes
+
+QUESTION = "What happens in the video? Ünïcödé, 12 %\n"
+
+
+@pytest.fixture(scope="module")
+def demo() -> Model:
+    return load("demo")
+
+
+@pytest.fixture(scope="module")
+def video(e2e_frames: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(e2e_frames[[3, 4, 8, 20]].copy())
+
+
+def prompt(demo: Model) -> list[int]:
+    before, after = demo.tokenizer.apply_chat_template(
+        [{"role": "user", "content": "<image>\nWhat happens?"}], tokenize=False, add_generation_prompt=True
+    ).split("<image>")
+    return [*demo.tokenizer(before).input_ids, -200, *demo.tokenizer(after).input_ids]
+
+
+def test_geometry_and_identity(demo: Model) -> None:
+    expected = VisionGeometry(hidden_size=64, heads=2, intermediate_size=128, layers=26, projector_size=64)
+    assert demo.geometry == expected and expected.patches == 729
+    assert (demo.identity.name, demo.identity.format) == ("demo", "demo")
+    assert demo.language is not None and demo.language.config.num_hidden_layers == 24
+    assert demo.language.config.vocab_size == len(demo.tokenizer)
+    eos = demo.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert eos == demo.tokenizer.eos_token_id and demo.eos_token_ids[0] == eos
+    assert load("demo", parts=("vision",)).identity == demo.identity
+    assert demo.vision is not None and not demo.vision.training and not demo.language.training
+
+
+@pytest.mark.parametrize("benchmark", ["mvbench", "videomme", "longvideobench", "egoschema"])
+def test_every_published_setting_is_valid(demo: Model, benchmark: str) -> None:
+    assert demo.language is not None
+    for retain in (0.1, 0.15, 0.2, 0.25):
+        config = preset(benchmark, retain)
+        assert derive_shapes(config, demo.geometry).visual_tokens
+        assert config.inner is not None
+        check_layer(demo.language.config, config.inner)
+
+
+@pytest.mark.parametrize("format", ["llava-next", "transformers"])
+def test_writing_is_deterministic(tmp_path: Path, format: str) -> None:
+    def digests(name: str, seed: int) -> dict[str, str]:
+        made = write_demo(tmp_path / name, format=format, seed=seed)
+        files = sorted(path for path in made.rglob("*") if path.is_file())
+        return {str(path.relative_to(made)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+    first, again, other = digests("a", 0), digests("b", 0), digests("c", 1)
+    assert first == again
+    assert [name for name in first if first[name] != other[name]] == ["model.safetensors"]
+    identities = [load(tmp_path / name, device="meta").identity.digest for name in "abc"]
+    assert identities[0] == identities[1] != identities[2]
+
+
+def test_both_formats_hold_the_same_model(demo: Model, tmp_path: Path) -> None:
+    for format in ("llava-next", "transformers"):
+        model = load(write_demo(tmp_path / format, format=format))
+        assert model.identity.format == format and model.geometry == demo.geometry
+        assert model.eos_token_ids == demo.eos_token_ids
+        for mine, theirs in ((model.vision, demo.vision), (model.language, demo.language)):
+            assert mine is not None and theirs is not None
+            expected = theirs.state_dict()
+            assert mine.state_dict().keys() == expected.keys()
+            assert all(torch.equal(tensor, expected[name]) for name, tensor in mine.state_dict().items())
+
+
+def test_tokenizer(demo: Model) -> None:
+    tokenizer = demo.tokenizer
+    text = f"<|im_start|>user\n{QUESTION}<|im_end|>\n"
+    ids = tokenizer(text).input_ids
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.decode(ids, skip_special_tokens=True) == f"user\n{QUESTION}\n"
+    assert ids[0] == tokenizer.convert_tokens_to_ids("<|im_start|>")
+    assert tokenizer(" a man walks through the snow.").input_ids == [
+        *(tokenizer.convert_tokens_to_ids(f"Ġ{word}") for word in ("a", "man", "walks", "through", "the", "snow")),
+        tokenizer.convert_tokens_to_ids("."),
+    ]
+    for word in set(WORDS.split()):
+        assert len(tokenizer(f" {word}").input_ids) == 1
+    for token in SPECIAL:
+        assert len(tokenizer(token).input_ids) == 1
+    messages = [{"role": "user", "content": "Hi"}]
+    chat = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert chat == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+
+
+@torch.no_grad()
+def test_attention_and_frames_differ(demo: Model, video: Tensor) -> None:
+    """Where published settings merge: attention is uneven, a frame is like the next and unlike those far from it."""
+    assert demo.vision is not None
+    x = demo.vision.embed(video)
+    for i, layer in enumerate(demo.vision.layers):
+        x, received = layer(x, received=i in (8, 21, 23))
+        if received is None:
+            continue
+        relative = received * demo.geometry.patches  # 1 is uniform
+        assert relative.std() > 0.3 and relative.max() > 5 and relative.min() < 0.5
+        unit = torch.nn.functional.normalize(x, dim=-1)
+        similarity = torch.einsum("isd,jsd->ij", unit, unit) / unit.shape[1]
+        assert similarity[0, 1] > 0.85 and similarity[0, 2:].max() < 0.8
+        assert 0.1 < x.std() < 10
+
+
+@torch.no_grad()
+def test_answers_are_words_and_vary(demo: Model, video: Tensor) -> None:
+    assert demo.vision is not None
+    answers = [
+        generate(demo, prompt(demo), demo.vision.encode_all(frames), max_new_tokens=8).tolist()
+        for frames in (video[:1], video[2:3])
+    ]
+    words = set(WORDS.split()) | set(".,?!")
+    for ids in answers:
+        assert len(set(ids)) >= 4
+        assert all(word in words for word in demo.tokenizer.decode(ids).split())
+    assert answers[0] != answers[1]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_finite_and_close(demo: Model, video: Tensor, dtype: torch.dtype) -> None:
+    half = load("demo", dtype=dtype)
+    logits = []
+    for model in (demo, half):
+        assert model.vision is not None and model.language is not None
+        visual = model.vision.encode_all(video[:1])
+        assert visual.dtype == model.vision.dtype and visual.isfinite().all()
+        embeds, _ = embed_prompt(model.language, prompt(demo), visual)
+        logits.append(model.language(inputs_embeds=embeds, logits_to_keep=1).logits[0, -1].float())
+    assert logits[1].isfinite().all()
+    assert (logits[0] - logits[1]).abs().max() < (0.05 if dtype == torch.float16 else 0.5) * logits[0].std()
+
+
+@torch.no_grad()
+def test_unpruned_demo_is_transformers_llava_onevision(tmp_path: Path, video: Tensor) -> None:
+    from transformers import LlavaOnevisionForConditionalGeneration
+
+    directory = write_demo(tmp_path / "demo", format="transformers")
+    theirs = LlavaOnevisionForConditionalGeneration.from_pretrained(directory, dtype=torch.float32).eval()
+    ours = load(directory)
+    assert ours.vision is not None and ours.language is not None
+    frames = video[1:3]
+    pixels = ((frames.float() / 255 - 0.5) / 0.5).permute(0, 3, 1, 2)
+
+    hidden = theirs.model.vision_tower(pixels, output_hidden_states=True).hidden_states
+    assert len(hidden) == 27
+    torch.testing.assert_close(ours.vision.encode(frames), hidden[-1], rtol=0, atol=1e-5)
+
+    ids = prompt(ours)
+    at = ids.index(-200)
+    visual = ours.vision.encode_all(frames)
+    assert visual.shape == (2 * 196 + 1, 64)
+    theirs_ids = [*ids[:at], *[theirs.config.video_token_index] * len(visual), *ids[at + 1 :]]
+    expected = theirs(input_ids=torch.tensor([theirs_ids]), pixel_values_videos=pixels[None]).logits
+    embed = ours.language.get_input_embeddings()
+    embeds = torch.cat([embed(torch.tensor(ids[:at])), visual, embed(torch.tensor(ids[at + 1 :]))])
+    torch.testing.assert_close(ours.language(inputs_embeds=embeds[None]).logits, expected, rtol=0, atol=1e-4)
+
+
+def test_errors(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"format 'gguf'.*llava-next and transformers"):
+        write_demo(tmp_path, format="gguf")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        write_demo(tmp_path / "file")
