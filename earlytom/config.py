@@ -15,7 +15,7 @@ from .inner import InnerMerging
 POOLING = ("bilinear", "average", "max")
 NEWLINES = ("one_token", "grid", "no_token")
 
-# Shares of T that the merge layers leave: about what tau = .3-.5 gives on redundant video (design, section 4).
+# Shares of T that the merge layers leave: about what tau = .3-.5 gives on redundant video (docs/method.md, section 4).
 BUDGET_SHARES = (0.625, 0.375, 0.25)
 
 RATIOS = (0.10, 0.15, 0.20, 0.25)

@@ -2,7 +2,7 @@
 
 A margin is measured on the scores of the reference; the error is the largest difference of that score between the two
 backends. The rules are those of frames.py, walked here one frame after another so that each choice can be named.
-Source: design, section 4.
+Source: docs/method.md, section 4.
 """
 
 from __future__ import annotations

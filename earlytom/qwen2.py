@@ -132,7 +132,7 @@ class Qwen2(Qwen2ForCausalLM):
     """Qwen2ForCausalLM with inner merging: forward and generate take `inner` and `visual_spans` on top of their own.
 
     Weights and their names are Qwen2ForCausalLM's. Source: the released code's `Qwen2Model_earlytom`, without quirks 3
-    and 4 of the design: the layer that scores stays causal, and every mask fits the tokens that are left.
+    and 4 (docs/method.md): the layer that scores stays causal, and every mask fits the tokens that are left.
     """
 
     def __init__(self, config: Qwen2Config) -> None:

@@ -5,7 +5,6 @@ Plans and numbers are compared on these (plans.py, parity.py).
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -23,10 +22,10 @@ from .tower import Stage, TowerTrace
 class VideoTrace(NamedTuple):
     """What one backend made of one video, and what it chose from; T, S, D, B, P, L as in tower.py.
 
-    tokens and positions: [n, L] and [n] for each of the B frames left, n may differ between them; newlines [m, L], those
-    of the sequence (the oracle's: one of them); dynamic [B]; weights [B, T]; stages: similarity [T_in, T_in], weights [T_out, T_in] and hidden [T_out, S, D] of each
-    merge layer; similarity [B, B]; received [B, P]. The last three are (), None and None when a backend shows its
-    outputs only, or when nothing is merged.
+    tokens and positions: [n, L] and [n] for each of the B frames left, n may differ between them; newlines [m, L]:
+    those of the sequence (of the oracle: one); dynamic [B]; weights [B, T]; stages: similarity [T_in, T_in], weights
+    [T_out, T_in] and hidden [T_out, S, D] of each merge layer; similarity [B, B]; received [B, P]. The last three are
+    (), None and None when a backend shows its outputs only, or when nothing is merged.
     """
 
     tokens: tuple[Tensor, ...]

@@ -1,0 +1,131 @@
+"""What the tower costs with and without EarlyTom: matrix-product FLOPs by stage, memory, and the LLM's prefill.
+
+A multiply and an add are two FLOPs here, except in `prefill_flops`, which is the paper's own formula. Element-wise
+work, softmax, pooling and DPC-KNN are not counted.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .config import EarlyTomConfig
+from .shapes import StaticShapes, VisionGeometry, derive_shapes
+
+BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+# Width of the LLM -> (layers, intermediate size): the Qwen2 models that LLaVA-OneVision and LLaVA-Video come with.
+QWEN2_SIZES = {896: (24, 4864), 3584: (28, 18944), 8192: (80, 29568)}
+
+
+def tower_flops(config: EarlyTomConfig, geometry: VisionGeometry, batch: int = 1) -> dict[str, Any]:
+    """FLOPs of one call: {"pruned": side, "unpruned": side, "share": pruned over unpruned}, plain JSON.
+
+    A side is {"embedding", "stages", "merging", "projector", "total"}; a stage is a run of encoder layers on the same
+    number of frames: {"layers": [first, last], "frames", "flops_per_layer", "flops"}.
+    """
+    pruned, unpruned = (_side(c, geometry, batch) for c in (config, unpruned_config(config)))
+    return {"pruned": pruned, "unpruned": unpruned, "share": pruned["total"] / unpruned["total"]}
+
+
+def tower_cost(config: EarlyTomConfig, geometry: VisionGeometry, *, batch: int = 1, dtype: str = "fp32") -> dict[str, Any]:
+    """FLOPs and memory of one call before (nothing pruned) and after, plain JSON.
+
+    flops, activation_bytes, tokens: each as `..._before` and `..._after`; weight_bytes; stages: see `tower_flops`;
+    prefill_flops where the LLM's sizes are known from its width. Activations are an estimate: the tensors that the
+    widest layer keeps at once, attention fused except where its matrix is needed.
+    """
+    flops = tower_flops(config, geometry, batch)
+    before, after = (derive_shapes(c, geometry, batch) for c in (unpruned_config(config), config))
+    cost: dict[str, Any] = {
+        "flops_before": flops["unpruned"]["total"],
+        "flops_after": flops["pruned"]["total"],
+        "stages": flops["pruned"]["stages"],
+        "weight_bytes": weight_count(geometry) * BYTES[dtype],
+        "activation_bytes_before": _activation_bytes(unpruned_config(config), geometry, before, BYTES[dtype]),
+        "activation_bytes_after": _activation_bytes(config, geometry, after, BYTES[dtype]),
+        "tokens_before": before.tokens,
+        "tokens_after": after.tokens,
+    }
+    if geometry.projector_size in QWEN2_SIZES:
+        layers, intermediate = QWEN2_SIZES[geometry.projector_size]
+        width = geometry.projector_size
+        cost["prefill_flops_before"] = batch * prefill_flops(before.tokens, width, intermediate, layers)
+        cost["prefill_flops_after"] = batch * prefill_flops(after.tokens, width, intermediate, layers, config=config)
+    return cost
+
+
+def prefill_flops(
+    tokens: int, width: int, intermediate: int, layers: int, *, config: EarlyTomConfig | None = None
+) -> int:
+    """FLOPs of the LLM's prefill over `tokens` visual tokens: 4nd^2 + 2n^2d + 2ndm for each layer.
+
+    That is the formula of the paper's code, in which a multiply-add is one FLOP and the MLP has two products. config:
+    whose inner merging leaves fewer tokens from its layer on.
+    """
+
+    def layer(n: int) -> int:
+        return 4 * n * width**2 + 2 * n**2 * width + 2 * n * width * intermediate
+
+    inner = config.inner if config is not None else None
+    if inner is None or inner.layer >= layers:
+        return layers * layer(tokens)
+    return inner.layer * layer(tokens) + (layers - inner.layer) * layer(tokens - inner.removed(tokens))
+
+
+def unpruned_config(config: EarlyTomConfig) -> EarlyTomConfig:
+    """The same tower with every frame and patch kept."""
+    return config.replace(retain=1.0, merge_layers=(), frame_budgets=(), contextual=0.0, inner=None)
+
+
+def weight_count(geometry: VisionGeometry) -> int:
+    """Numbers in the tower's weights, projector and newline included."""
+    d, i, out = geometry.hidden_size, geometry.intermediate_size, geometry.projector_size
+    layer = 4 * (d * d + d) + 2 * d * i + i + d + 4 * d
+    embedding = 3 * geometry.patch_size**2 * d + d + geometry.patches * d
+    return embedding + geometry.layers * layer + d * out + out + out * out + out + out
+
+
+def _side(config: EarlyTomConfig, geometry: VisionGeometry, batch: int) -> dict[str, Any]:
+    shapes = derive_shapes(config, geometry, batch)
+    s, d, out = shapes.patches, shapes.hidden_size, shapes.projector_size
+    per_frame = 2 * s * d * (4 * d + 2 * s + 2 * geometry.intermediate_size)
+    stages, first = [], 0
+    for frames, last in zip(shapes.stage_frames, (*config.merge_layers, geometry.layers - 1)):
+        if first <= last:
+            flops = batch * frames * per_frame
+            stages.append({
+                "layers": [first, last], "frames": frames, "flops_per_layer": flops, "flops": flops * (last - first + 1)
+            })  # fmt: skip
+        first = last + 1
+    merging = 0
+    for k, (entering, left) in enumerate(zip(shapes.stage_frames, shapes.stage_frames[1:])):
+        merging += 2 * entering**2 * s * d + 2 * left * entering * s * d  # C, then W applied
+        merging += _reached(entering + 1, entering) + _reached(entering, entering)  # segments, walk
+        merging += 2 * left * entering * config.frames if k else 0  # the product of the W's
+    b = shapes.final_frames
+    if config.merge_layers:
+        merging += 2 * b * shapes.stage_frames[-2] * s + 2 * b**2 * s * d + _reached(b + 1, b)
+    # Pooling commutes with the second Linear, which then runs on the kept patches alone (tower.py).
+    late = bool(config.merge_layers) and config.pooling != "max" and not shapes.contextual
+    side = {
+        "embedding": batch * config.frames * 2 * s * d * 3 * geometry.patch_size**2,
+        "stages": stages,
+        "merging": batch * merging,
+        "projector": batch * b * 2 * out * (s * d + (shapes.keep if late else s) * out),
+    }
+    return side | {"total": sum(stage["flops"] for stage in stages) + sum(v for v in side.values() if v is not stages)}
+
+
+def _reached(nodes: int, steps: int) -> int:
+    """Of frames._reached: squarings of a 0/1 matrix."""
+    return max(1, steps).bit_length() * 2 * (nodes**2 + nodes**3)
+
+
+def _activation_bytes(config: EarlyTomConfig, geometry: VisionGeometry, shapes: StaticShapes, size: int) -> int:
+    d, s = geometry.hidden_size, geometry.patches
+    per_patch = max(2 * d + 2 * geometry.intermediate_size, 5 * d)  # MLP: x, norm, fc1, GELU; attention: x, q, k, v, out
+    widest = shapes.batch * config.frames * s * per_patch * size
+    if not config.merge_layers:
+        return widest
+    frames = shapes.batch * shapes.stage_frames[-2]  # at the last merge layer: product, softmax in float32, its cast
+    matrix = frames * (s * 5 * d * size + geometry.heads * s * s * (4 + 2 * size))
+    return max(widest, matrix)
