@@ -20,7 +20,7 @@ from .frames import Segments, merge_rules, plan, segments
 from .shapes import StaticShapes
 
 PRESENT = 1e-6  # a source frame with less weight than this is not part of a mix
-ROUNDING = 2.0**-22  # of the smoothed similarity: a few float32 sums of numbers of at most 1
+ROUNDING = 2.0**-22  # what float32 does not resolve of a score, relative to it: two units in the last place of 1
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Flip:
     (which patches a frame keeps), "plan" (not what the rules make of the backend's own scores). layer: the merge layer,
     None after the last one; frame: among those that enter it, or among those left; margin: distance of the deciding
     score to the alternative in the reference, None when it is not known; error: largest difference of that score
-    between the two backends; what: for people.
+    between the two backends; what: for people; rounding: margins up to it are none in float32.
     """
 
     kind: str
@@ -42,17 +42,23 @@ class Flip:
     margin: float | None
     error: float
     what: str
+    rounding: float = ROUNDING
+
+    @property
+    def tied(self) -> bool:
+        """Whether the scores are equal as far as float32 goes: two copies of one frame, say. No backend is to blame."""
+        return self.margin is not None and self.margin <= self.rounding
 
     @property
     def excused(self) -> bool:
         """Whether the choice was closer than its score is exact: a near-tie."""
-        return self.margin is not None and self.margin <= self.error < math.inf
+        return self.margin is not None and self.margin <= max(self.error, self.rounding) < math.inf
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON: a number that is not finite is null."""
         numbers = {"margin": self.margin, "error": self.error}
         finite = {name: x if x is not None and math.isfinite(x) else None for name, x in numbers.items()}
-        return asdict(self) | finite | {"excused": self.excused}
+        return asdict(self) | finite | {"excused": self.excused, "tied": self.tied}
 
 
 class Place(NamedTuple):
@@ -62,8 +68,9 @@ class Place(NamedTuple):
     layer: int | None
     error: float
 
-    def flip(self, kind: str, frame: int, margin: float | None, what: str, error: float | None = None) -> Flip:
-        return Flip(kind, self.video, self.layer, frame, margin, self.error if error is None else error, what)
+    def flip(self, kind: str, frame: int, margin: float | None, what: str, scale: float = 1.0) -> Flip:
+        """scale: the size of the score, 1 for a similarity."""
+        return Flip(kind, self.video, self.layer, frame, margin, self.error, what, ROUNDING * scale)
 
 
 def sources(weights: Tensor) -> list[frozenset[int]]:
@@ -130,7 +137,8 @@ def patch_flips(
     else:  # one patch of each window, in order
         pairs = [(a, b) for a, b in zip(mine.tolist(), theirs.tolist()) if a != b]
     for a, b in pairs:
-        yield place.flip("patch", frame, abs(score[a] - score[b]), f"patch {a} against {b}")
+        scale = max(abs(score[a]), abs(score[b]))
+        yield place.flip("patch", frame, abs(score[a] - score[b]), f"patch {a} against {b}", scale)
 
 
 def closest_choice(similarity: Tensor, weights: Tensor, config: EarlyTomConfig) -> float:
@@ -173,7 +181,7 @@ def _cuts(mine: Tensor, theirs: Tensor, config: EarlyTomConfig, place: Place) ->
         if start == their_first[i - 1] and (my_first[i] == i) != (their_first[i] == i):
             margin = abs(_smoothed(mine, start, i, config.ema) - config.tau)
             what = f"a segment starts at frame {i} in {'the reference' if my_first[i] == i else 'the other backend'}"
-            yield place.flip("cut", i, margin, f"{what} only (E against tau)", max(place.error, ROUNDING))
+            yield place.flip("cut", i, margin, f"{what} only (E against tau)")
 
 
 def _merges(mine: Tensor, theirs: Tensor, config: EarlyTomConfig, place: Place) -> Iterator[Flip]:

@@ -26,7 +26,9 @@ def tower_flops(config: EarlyTomConfig, geometry: VisionGeometry, batch: int = 1
     return {"pruned": pruned, "unpruned": unpruned, "share": pruned["total"] / unpruned["total"]}
 
 
-def tower_cost(config: EarlyTomConfig, geometry: VisionGeometry, *, batch: int = 1, dtype: str = "fp32") -> dict[str, Any]:
+def tower_cost(
+    config: EarlyTomConfig, geometry: VisionGeometry, *, batch: int = 1, dtype: str = "fp32"
+) -> dict[str, Any]:
     """FLOPs and memory of one call before (nothing pruned) and after, plain JSON.
 
     flops, activation_bytes, tokens: each as `..._before` and `..._after`; weight_bytes; stages: see `tower_flops`;
@@ -88,7 +90,8 @@ def _side(config: EarlyTomConfig, geometry: VisionGeometry, batch: int) -> dict[
     shapes = derive_shapes(config, geometry, batch)
     s, d, out = shapes.patches, shapes.hidden_size, shapes.projector_size
     per_frame = 2 * s * d * (4 * d + 2 * s + 2 * geometry.intermediate_size)
-    stages, first = [], 0
+    stages: list[dict[str, Any]] = []
+    first = 0
     for frames, last in zip(shapes.stage_frames, (*config.merge_layers, geometry.layers - 1)):
         if first <= last:
             flops = batch * frames * per_frame
@@ -106,13 +109,12 @@ def _side(config: EarlyTomConfig, geometry: VisionGeometry, batch: int) -> dict[
         merging += 2 * b * shapes.stage_frames[-2] * s + 2 * b**2 * s * d + _reached(b + 1, b)
     # Pooling commutes with the second Linear, which then runs on the kept patches alone (tower.py).
     late = bool(config.merge_layers) and config.pooling != "max" and not shapes.contextual
-    side = {
+    parts = {
         "embedding": batch * config.frames * 2 * s * d * 3 * geometry.patch_size**2,
-        "stages": stages,
         "merging": batch * merging,
         "projector": batch * b * 2 * out * (s * d + (shapes.keep if late else s) * out),
     }
-    return side | {"total": sum(stage["flops"] for stage in stages) + sum(v for v in side.values() if v is not stages)}
+    return {"stages": stages, **parts, "total": sum(stage["flops"] for stage in stages) + sum(parts.values())}
 
 
 def _reached(nodes: int, steps: int) -> int:
@@ -122,7 +124,7 @@ def _reached(nodes: int, steps: int) -> int:
 
 def _activation_bytes(config: EarlyTomConfig, geometry: VisionGeometry, shapes: StaticShapes, size: int) -> int:
     d, s = geometry.hidden_size, geometry.patches
-    per_patch = max(2 * d + 2 * geometry.intermediate_size, 5 * d)  # MLP: x, norm, fc1, GELU; attention: x, q, k, v, out
+    per_patch = max(2 * d + 2 * geometry.intermediate_size, 5 * d)  # x, norm, fc1, GELU; or x, q, k, v, mixed
     widest = shapes.batch * config.frames * s * per_patch * size
     if not config.merge_layers:
         return widest

@@ -209,8 +209,8 @@ def _frame_flips(
     differing = next((i for i in range(len(reference.weights)) if i not in dict(left)), 0)
     what = "other frames" if not same_frames else "another dynamic mask"
     known = margin if margin < math.inf else None
-    layer = config.merge_layers[at] if at != _AFTER else None
-    return None, [Place(video, layer, error).flip("frames", differing, known, f"{what}; the closest choice is meant")]
+    where = Place(video, config.merge_layers[at] if at != _AFTER else None, error)
+    return None, [where.flip("frames", differing, known, f"{what}; the closest choice is meant")]
 
 
 def _same_patches(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import reference
@@ -75,16 +76,18 @@ def oracle_trace(vision: Vision, frames: Tensor, config: EarlyTomConfig) -> Vide
     """The oracle on one clip uint8 [T, H, W, 3], with what it chose and from which scores; budgets are not used.
 
     Made of reference.py's own parts, so its tokens are `encode_video`'s. Without merge layers the oracle is the
-    unpruned model.
+    unpruned model. Everything comes back on the CPU.
     """
     settings: dict[str, Any] = {"tau": config.tau, "max_window": config.max_window, "ema": config.ema}
-    newlines = vision.image_newline[None] if config.newline != "no_token" else vision.image_newline.new_zeros(0, 1)
+    device = vision.device
+    frames = frames.to(device)
+    newlines = vision.image_newline[None if config.newline != "no_token" else slice(0)].cpu()
     if not config.merge_layers:
         t = len(frames)
-        tokens = pool(vision.project(vision.encode(frames)), config.pooling)
+        tokens = pool(vision.project(vision.encode(frames)), config.pooling).cpu()
         positions = torch.arange(tokens.shape[1]).expand(t, -1)
         return VideoTrace(tuple(tokens), tuple(positions), newlines, torch.ones(t, dtype=torch.bool), torch.eye(t))
-    hidden, composite = vision.embed(frames), torch.eye(len(frames))
+    hidden, composite = vision.embed(frames), torch.eye(len(frames), device=device)
     stages: list[Stage] = []
     received, parts = torch.empty(0), [(0, 0)]
     for index, layer in enumerate(vision.layers):
@@ -104,18 +107,19 @@ def oracle_trace(vision: Vision, frames: Tensor, config: EarlyTomConfig) -> Vide
         beta=config.beta,
     )  # fmt: skip
     ends = {i for span in parts for i in span}
-    by_frame = [frame == f for f in range(len(hidden))]
+    by_frame, tokens = [frame == f for f in range(len(hidden))], tokens.cpu()
     return VideoTrace(
         tuple(tokens[mask] for mask in by_frame), tuple(position[mask] for mask in by_frame), newlines,
-        torch.tensor([i in ends for i in range(len(hidden))]), composite, tuple(stages), final, pooled,
+        torch.tensor([i in ends for i in range(len(hidden))]), composite.cpu(),
+        tuple(Stage(*(value.cpu() for value in stage)) for stage in stages), final.cpu(), pooled.cpu(),
     )  # fmt: skip
 
 
 def _weights(hidden: Tensor, settings: dict[str, Any]) -> Tensor:
     """W [B, T] of the oracle's merging of hidden [T, S, D]: what it does to the columns of the identity."""
     frames, patches = hidden.shape[:2]
-    columns = torch.nn.functional.pad(torch.eye(frames), (0, -frames % patches)).split(patches, dim=1)
-    merged = [reference.merge_frames(hidden, block, **settings)[1] for block in columns]
+    identity = F.pad(torch.eye(frames, device=hidden.device), (0, -frames % patches))
+    merged = [reference.merge_frames(hidden, block, **settings)[1] for block in identity.split(patches, dim=1)]
     return torch.cat(merged, dim=1)[:, :frames]
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from earlytom.bundle import COMPATIBILITY
 from earlytom.config import POOLING, PRESETS
 from earlytom.errors import EarlyTomError
 from earlytom.inner import METHODS
@@ -46,6 +47,13 @@ def export_parser() -> argparse.ArgumentParser:
     add("--batch", type=int, default=1, metavar="V", help="videos a call (default 1)")
     add("--opset", type=int, help="18 to 20, or 23 with its Attention operator")
     add("--engine", default="auto", metavar="E[,E]", help=f"of {', '.join(ENGINE_NAMES)} (default auto)")
+    add("--for", dest="targets", metavar="CARD[,CARD]", help="of a TensorRT-RTX engine: a100,rtx4090 or sm80,sm89")
+    add("--hardware-compatibility", default="none", choices=COMPATIBILITY, help="of a TensorRT engine")
+    add("--version-compatible", action="store_true", help="a TensorRT engine that later versions run too")
+    add("--strip-weights", action="store_true", help="a TensorRT engine that takes its weights from the graph")
+    add("--workspace", type=float, default=4.0, metavar="GIB", help="memory a TensorRT kernel may use (default 4)")
+    add("--optimization-level", type=int, choices=range(6), metavar="0..5", help="how long TensorRT searches")
+    add("--timing-cache", type=Path, metavar="DIR", help="where TensorRT keeps kernel times across builds")
     add("--output", type=Path, metavar="DIR", help="the bundle (default bundles/<checkpoint>-r<retain>)")
     add("--force", action="store_true", help="replace an earlier bundle")
     add("--dry-run", action="store_true", help="print the plan and exit")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
+import math
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from earlytom.bundle import MODEL, Bundle, EngineRecord
@@ -12,6 +15,8 @@ from earlytom.errors import ConfigError, EngineError
 from .progress import Progress
 
 if TYPE_CHECKING:
+    from engines.tensorrt_build import BuildOptions
+
     from .job import Job
 
 TENSORRT = ("tensorrt", "tensorrt-rtx")
@@ -48,11 +53,37 @@ def choose_engines(names: Sequence[str]) -> tuple[tuple[str, ...], str]:
 def require(name: str) -> None:
     """Raise EngineError, with what to do, unless this machine can build this engine."""
     if name in TENSORRT:
-        from engines.tensorrt_products import require_builder
+        from engines.tensorrt_build import probe_build
 
-        require_builder(name)
+        probe_build(name)
     elif importlib.util.find_spec("onnxruntime") is None:
         raise EngineError("the engine onnxruntime needs its package, which is not here: pip install onnxruntime")
+
+
+def build_options(arguments: argparse.Namespace, names: Sequence[str]) -> dict[str, BuildOptions]:
+    """How each TensorRT engine among `names` is to be built. Raises EngineError, ConfigError.
+
+    Without --for, auto builds for the A100 and an engine asked for by name for all cards that it can.
+    """
+    from engines.tensorrt_build import BuildOptions
+    from engines.tensorrt_products import parse_targets
+
+    options = {}
+    for name in (name for name in names if name in TENSORRT):
+        cards = arguments.targets
+        if cards is None and arguments.engine == "auto" and name == "tensorrt-rtx":
+            cards = "a100"
+        options[name] = BuildOptions(
+            product=name,
+            targets=parse_targets(cards, name),
+            workspace=round(arguments.workspace * 2**30) if math.isfinite(arguments.workspace) else 0,
+            optimization_level=arguments.optimization_level,
+            timing_cache=arguments.timing_cache,
+            hardware_compatibility=arguments.hardware_compatibility,
+            version_compatible=arguments.version_compatible,
+            strip_weights=arguments.strip_weights,
+        )
+    return options
 
 
 def build_engines(job: Job, bundle: Bundle, progress: Progress) -> tuple[EngineRecord, ...]:
@@ -72,8 +103,12 @@ def build_engines(job: Job, bundle: Bundle, progress: Progress) -> tuple[EngineR
 
             records.append(
                 build_engine(
-                    bundle.path / MODEL, manifest, bundle.path, job.build_options(name),
-                    progress=lambda step, name=name: progress.step(f"{name}: {step}"),
+                    bundle.path / MODEL, manifest, bundle.path, job.builds[name],
+                    progress=partial(_step, progress, name),
                 )
             )  # fmt: skip
     return tuple(records)
+
+
+def _step(progress: Progress, name: str, step: str) -> None:
+    progress.step(f"{name}: {step}")

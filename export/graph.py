@@ -107,9 +107,14 @@ class Graph:
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             return hashlib.sha256(onnx.numpy_helper.to_array(tensor).tobytes()).digest()
         place = {entry.key: entry.value for entry in tensor.external_data}
+        if Path(place["location"]).name != place["location"]:
+            raise ValueError(f"its file {place['location']} does not lie beside the graph")
         with open((self.directory or Path()) / place["location"], "rb") as file:
             file.seek(int(place.get("offset", 0)))
-            return hashlib.sha256(file.read(int(place.get("length", -1)))).digest()
+            content = file.read(int(place.get("length", self.size(tensor))))
+        if len(content) != self.size(tensor):
+            raise ValueError(f"{place['location']} holds {len(content)} of its {self.size(tensor)} bytes")
+        return hashlib.sha256(content).digest()
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:

@@ -35,17 +35,22 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from earlytom.siglip import Vision
+    from engines.tensorrt_build import BuildOptions
 
     from .verify import ParityReport
 
-TOOLS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "polygraphy", "transformers", "safetensors", "numpy")
+TOOLS = (
+    "torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "tensorrt", "tensorrt-rtx", "polygraphy", "transformers",
+    "safetensors", "numpy",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Job:
     """Everything an export needs to know, checked; see the options of `earlytom-export`.
 
-    engines: what to build, in order, and `why` they were chosen; key: the same for runs that write the same bundle.
+    engines: what to build, in order, and `why` they were chosen; builds: how, for those of TensorRT; key: the same for
+    runs that write the same bundle.
     """
 
     checkpoint: str
@@ -56,6 +61,7 @@ class Job:
     opset: int
     engines: tuple[str, ...]
     why: str
+    builds: dict[str, BuildOptions]
     output: Path
     force: bool
     verify: bool
@@ -75,6 +81,7 @@ class Job:
                 "config": self.config.to_dict(), "dtype": self.dtype, "batch": self.batch, "opset": self.opset,
                 "engines": list(self.engines), "checkpoint": self.identity.to_dict(), "verify": self.verify,
                 "video": video, "tools": tools(),
+                "builds": {name: build_settings(options) for name, options in self.builds.items()},
             }
         )  # fmt: skip
 
@@ -104,7 +111,9 @@ class Job:
         return self.batch * self.config.frames * self.shapes.pooled_patches
 
     def _writes(self) -> list[str]:
-        engines = [f"vision.*.{name}.engine" for name in self.engines if name.startswith("tensorrt")]
+        from engines.tensorrt_build import engine_file_name
+
+        engines = [engine_file_name(options) for options in self.builds.values()]
         return [MODEL, f"{MODEL}.data", *engines, "report.md", "manifest.json"]
 
     def describe(self) -> str:
@@ -136,6 +145,11 @@ class Job:
         )
 
 
+def build_settings(options: BuildOptions) -> dict[str, Any]:
+    """What of a build's options changes the engine: not where its timing cache lies."""
+    return {name: value for name, value in options.to_dict().items() if name != "timing_cache"}
+
+
 def tools() -> dict[str, str]:
     """Versions that decide what is written: ours, Python's, and those of the packages that take part."""
     found = {"earlytom-export": metadata.version("earlytom-export"), "python": platform.python_version()}
@@ -149,7 +163,7 @@ def tools() -> dict[str, str]:
 
 def plan_job(arguments: argparse.Namespace) -> Job:
     """Read the checkpoint's headers and settle every setting. Raises EarlyTomError on whatever cannot be done."""
-    from .engines import choose_engines
+    from .engines import build_options, choose_engines
 
     if arguments.checkpoint == "demo" and not arguments.quiet:
         from .cli import REAL_CHECKPOINT
@@ -182,6 +196,7 @@ def plan_job(arguments: argparse.Namespace) -> Job:
         opset=opset,
         engines=engines,
         why=why,
+        builds=build_options(arguments, engines),
         output=output,
         force=arguments.force,
         verify=arguments.verify,

@@ -12,7 +12,8 @@ import logging
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +21,12 @@ from typing import TYPE_CHECKING, Any
 from earlytom.errors import ExportError
 
 from .tidy import TRACED_KEY, tidy
+from .translate import translations
 
 if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
+    import torch
     from torch import Tensor, nn
 
     from earlytom.tower import StaticTower
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 OPSETS = (18, 19, 20, 23)
 DEFAULT_OPSET = 20  # the first with Gelu; 23 is the first with Attention
 ATTENTION_OPSET = 23
+EXPORTER_LOG = "torch.onnx._internal.exporter._registration"
 OUTPUTS = ("tokens", "positions", "dynamic", "weights")
 INLINE_BYTES = 1024  # constants up to this size stay in the .onnx file, where tools can show them
 
@@ -72,7 +76,8 @@ def export_tower(
         report("trace")
         model, traced = _trace(tower, opset)
         report("optimise")
-        tidy(model, traced, OUTPUTS)
+        with _quiet("onnx_ir", "onnxscript"):
+            tidy(model, traced, OUTPUTS)
     except Exception as error:
         raise ExportError(f"the tower could not be traced to ONNX opset {opset}: {_first_line(error)}") from error
     report("write")
@@ -150,22 +155,33 @@ def _trace(tower: StaticTower, opset: int) -> tuple[ir.Model, tuple[str, ...]]:
     tower = StaticTower(tower.vision, tower.config, batch=tower.shapes.batch, attention=form)
     inputs = example_inputs(tower)
     module = _traced_module(tower).eval()
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.onnx._internal.exporter._registration")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)  # says that torchvision is not installed, which is not needed
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                module, tuple(inputs.values()), dynamo=True, opset_version=opset, optimize=False, verbose=False,
-                input_names=list(inputs),
-            )  # fmt: skip
-    finally:
-        for logger, level in zip(loggers, levels):
-            logger.setLevel(level)
+    # The exporter logs that torchvision is not installed, which is not needed.
+    with warnings.catch_warnings(), torch.no_grad(), _quiet("torch.onnx", EXPORTER_LOG):
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            module, tuple(inputs.values()), dynamo=True, opset_version=opset, optimize=False, verbose=False,
+            input_names=list(inputs), custom_translation_table=translations(_name(tower.vision.dtype), opset),
+        )  # fmt: skip
     assert program is not None
     return program.model, traced_names(tower)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+@contextmanager
+def _quiet(*loggers: str) -> Iterator[None]:
+    """Nothing below an error from these loggers."""
+    found = [logging.getLogger(name) for name in loggers]
+    levels = [logger.level for logger in found]
+    try:
+        for logger in found:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in zip(found, levels):
+            logger.setLevel(level)
 
 
 def _traced_module(tower: StaticTower) -> nn.Module:
@@ -191,7 +207,8 @@ def _write(model: ir.Model, path: Path, data: Path) -> None:
     try:
         free = shutil.disk_usage(path.parent).free
         if free < size:
-            raise OSError(errno.ENOSPC, f"{size / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free")
+            needed = f"{size / 1e6:,.1f} MB are needed and {free / 1e6:,.1f} MB are free"
+            raise OSError(errno.ENOSPC, f"the disk is full, {needed}")
         ir.save(model, path, external_data=data.name, size_threshold_bytes=INLINE_BYTES)
         data.touch()  # a graph of small constants has a data file too
     except BaseException as error:

@@ -35,7 +35,8 @@ def tidy(model: ir.Model, traced: Sequence[str], outputs: Sequence[str]) -> None
     # intermediates come first, so theirs are the names that survive the removal below.
     for name, value in zip((*traced, *outputs), graph.outputs, strict=True):
         value.name = name
-    del graph.outputs[: len(traced)]
+    for _ in traced:
+        graph.outputs.pop(0)  # a deleted slice would leave its values marked as outputs
     common.RemoveUnusedNodesPass()(model)
     common.ShapeInferencePass(strict_mode=True, data_prop=True)(model)
     _strip(model)
@@ -44,7 +45,7 @@ def tidy(model: ir.Model, traced: Sequence[str], outputs: Sequence[str]) -> None
 
 
 def _relayout_weights(graph: ir.Graph) -> None:
-    """Transpose(weight) and Cast(weight) -> the weight itself, stored that way under its own name.
+    """Transpose, Reshape or Cast of a weight -> the weight itself, stored that way under its own name.
 
     Constant folding would do it with a copy in memory and a made-up name; a torch view costs nothing until written.
     """
@@ -52,19 +53,24 @@ def _relayout_weights(graph: ir.Graph) -> None:
     from onnx_ir.tensor_adapters import TorchTensor, to_torch_dtype
 
     for node in list(graph):
-        if node.op_type not in ("Transpose", "Cast") or node.domain not in ("", "ai.onnx"):
-            continue
-        weight = node.inputs[0]
+        weight = node.inputs[0] if node.inputs else None
         if weight is None or weight.name not in graph.initializers or len(weight.uses()) != 1:
             continue
         tensor = weight.const_value
         if not isinstance(tensor, ir.Tensor) or not hasattr(tensor.raw, "permute"):  # not a torch tensor
             continue
+        raw = tensor.raw.detach()
         if node.op_type == "Transpose":
-            perm = node.attributes.get_ints("perm", list(range(tensor.raw.dim()))[::-1])
-            raw = tensor.raw.detach().permute(*perm)
+            raw = raw.permute(*node.attributes.get_ints("perm", list(range(raw.dim()))[::-1]))
+        elif node.op_type == "Reshape" and (shape := node.inputs[1]) is not None:
+            sizes = ir.convenience.get_const_tensor(shape)
+            if sizes is None:
+                continue
+            raw = raw.reshape(sizes.numpy().tolist())
+        elif node.op_type == "Cast":
+            raw = raw.to(to_torch_dtype(ir.DataType(node.attributes.get_int("to"))))
         else:
-            raw = tensor.raw.detach().to(to_torch_dtype(ir.DataType(node.attributes.get_int("to"))))
+            continue
         weight.const_value = TorchTensor(raw, name=weight.name)
         weight.shape, weight.dtype = ir.Shape(raw.shape), weight.const_value.dtype
         ir.convenience.replace_all_uses_with(node.outputs[0], weight)

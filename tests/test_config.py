@@ -57,7 +57,7 @@ def test_token_count_is_the_specified_one(retain, frames):
     assert shapes.outputs("float16")["tokens"] == ("float16", (1, shapes.tokens, 3584))
 
 
-def test_the_default_is_the_design():
+def test_the_defaults_are_those_of_the_method():
     config = EarlyTomConfig()
     assert (config.retain, config.frames, config.frame_budgets) == (0.2, 32, (20, 12, 8))
     assert default_budgets(64, 0.25, 3) == (40, 24, 16)

@@ -1,0 +1,255 @@
+"""report.md: what was exported, what it costs, whether it can be trusted, in Markdown for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from earlytom.bundle import MODEL, Manifest
+from earlytom.flops import tower_cost, unpruned_config
+from earlytom.parity import TOLERANCES, Tolerance
+from earlytom.shapes import derive_shapes
+
+from .results import ParityReport
+
+if TYPE_CHECKING:
+    from .rules import GraphSummary
+
+MEANING = """\
+Each hop compares two implementations on one clip. **Plans** first: which frames were merged into which, and which
+patches of each frame stay. **Numbers** then, where the plans agree: a token that only one side kept has no counterpart.
+
+- *max*, *mean*: absolute error of one number; *relative*: norm of the error over norm of the values (1e-3 is usual in
+  fp16, 1e-6 in fp32); *cosine*: of all values as one vector; *worst cosine*: of the worst single token; *SQNR*: signal
+  over error in decibels, 20 dB for each factor of 10.
+- A **flip** is a choice that two implementations made differently. Its *margin* is how far the deciding score was from
+  the alternative, its *error* how far that score differs between the two. A margin within the error is a near-tie:
+  both answers are right. A margin above it is a fault, and fails the hop. In fp32 only ties that float32 cannot
+  resolve may flip, such as copies of one frame.
+- Only the first merge layer that differs is taken apart: behind it the two implementations see different frames.
+- NaN and infinite values fail a hop. What could not run here says *not run*; that is no pass."""
+
+
+def render_report(
+    manifest: Manifest, parity: ParityReport | Sequence[Mapping[str, Any]] | None, summary: GraphSummary | None = None
+) -> str:
+    """Markdown for `report.md`.
+
+    parity: a fresh report, or a manifest's `parity`, None for what the manifest has; summary: of the graph, where it
+    was checked.
+    """
+    if parity is None:
+        parity = manifest.parity
+    hops = parity.to_dicts() if isinstance(parity, ParityReport) else parity
+    sections = [
+        _head(manifest, hops), _shapes(manifest), _cost(manifest), _graph(manifest, summary), _parity(manifest, hops)
+    ]  # fmt: skip
+    return "\n\n".join(text for text in sections if text) + "\n"
+
+
+def _head(manifest: Manifest, hops: Sequence[Mapping[str, Any]]) -> str:
+    config, checkpoint = manifest.config, manifest.checkpoint
+    inner = config.inner
+    rows = [
+        ("checkpoint", f"{checkpoint['name']} ({checkpoint['format']}, weights `{checkpoint['digest'][:12]}`)"),
+        ("graph", f"`{MODEL}`, {manifest.dtype}, opset {manifest.opset}, attention as {manifest.attention}"),
+        ("videos a call", str(manifest.batch)),
+        ("retain ratio", f"{config.retain:g}"),
+        ("merging", f"after layers {_join(config.merge_layers)}; tau {config.tau:g}, M {config.max_window}, "
+                    f"ema {config.ema:g}" if config.merge_layers else "none"),
+        ("inner merging", f"layer {inner.layer}, ratio {inner.ratio:g}, {inner.method}" if inner else "none"),
+        ("parity", _overall(hops)),
+    ]  # fmt: skip
+    engines = [
+        f"`{e.file}`: {e.product} {e.version} for {_join(e.targets)}" + (f", built on {e.gpu}" if e.gpu else "")
+        for e in manifest.engines
+    ]
+    rows.append(("engines", "; ".join(engines) or f"none but the graph, which ONNX Runtime runs ({MODEL})"))
+    tools = ", ".join(f"{name} {version}" for name, version in sorted(manifest.tools.items()))
+    return f"# EarlyTom bundle\n\n{_table(('', ''), rows)}" + (f"\n\nMade with {tools}." if tools else "")
+
+
+def _overall(hops: Sequence[Mapping[str, Any]]) -> str:
+    if not hops:
+        return "not verified"
+    count = {status: sum(hop["status"] == status for hop in hops) for status in ("passed", "failed", "not run")}
+    said = ", ".join(f"{number} {status}" for status, number in count.items() if number)
+    return f"**FAILED** ({said})" if count["failed"] else f"{said} of {len(hops)} hops"
+
+
+def _shapes(manifest: Manifest) -> str:
+    shapes, counts = manifest.shapes, manifest.counts
+    before = derive_shapes(unpruned_config(manifest.config), manifest.geometry, manifest.batch)
+    stages = [("input", shapes.frames)]
+    stages += [(f"after layer {layer}", b) for layer, b in zip(manifest.config.merge_layers, shapes.stage_frames[1:])]
+    rows = [(name, str(b), f"[{b}, {shapes.patches}, {shapes.hidden_size}]") for name, b in stages]
+    rows.append(("pooled", str(shapes.final_frames), f"[{shapes.final_frames}, {shapes.pooled_patches}]"))
+    rows.append((
+        "selected", str(shapes.final_frames), f"[{shapes.final_frames}, {shapes.keep}, {shapes.projector_size}]"
+    ))  # fmt: skip
+    newlines = f" + {_count(counts.newlines, 'newline')}" if counts.newlines else ""
+    text = (
+        f"A video becomes **{counts.tokens} tokens** ({counts.frames_left} frames x {counts.patches_kept} "
+        f"patches{newlines}); unpruned it would be {before.tokens}."
+    )
+    tensors = [(kind, f"`{t.name}`", t.dtype, str(list(t.shape))) for kind, specs in
+               (("input", manifest.inputs), ("output", manifest.outputs)) for t in specs]  # fmt: skip
+    return "\n\n".join([
+        "## Shapes", text, _table(("stage of one video", "frames", "shape"), rows),
+        _table(("", "tensor", "dtype", "shape"), tensors),
+    ])  # fmt: skip
+
+
+def _cost(manifest: Manifest) -> str:
+    cost = tower_cost(manifest.config, manifest.geometry, batch=manifest.batch, dtype=manifest.dtype)
+    rows = [("tower, TFLOP", cost["flops_before"] / 1e12, cost["flops_after"] / 1e12, ".4g")]
+    if "prefill_flops_after" in cost:
+        name = "LLM prefill of the visual tokens, TFLOP (the paper's count)"
+        rows.append((name, cost["prefill_flops_before"] / 1e12, cost["prefill_flops_after"] / 1e12, ".4g"))
+    rows.append(("visual tokens", cost["tokens_before"], cost["tokens_after"], "d"))
+    widest = (cost["activation_bytes_before"] / 1e6, cost["activation_bytes_after"] / 1e6)
+    rows.append(("widest activations, MB (estimate, with the one attention matrix that is needed)", *widest, ".0f"))
+    lines = [(name, format(a, spec), format(b, spec), f"{b / a:.0%}") for name, a, b, spec in rows]
+    stages = [
+        ("–".join(str(i) for i in sorted(set(s["layers"]))), str(s["frames"]), f"{s['flops'] / 1e12:.4g}")
+        for s in cost["stages"]
+    ]
+    return "\n\n".join([
+        "## Cost of one call",
+        f"Weights: {cost['weight_bytes'] / 1e6:.1f} MB. Matrix products only; a multiply-add counts as two FLOPs, in "
+        "the LLM's prefill as one, as in the paper.",
+        _table(("", "before", "after", "share"), lines),
+        _table(("encoder layers", "frames", "TFLOP"), stages),
+    ])  # fmt: skip
+
+
+def _graph(manifest: Manifest, summary: GraphSummary | None) -> str:
+    if summary is None:
+        return ""
+    kinds: dict[str, int] = {}
+    for kind in summary.attention.values():
+        kinds[kind] = kinds.get(kind, 0) + 1
+    attention = ", ".join(f"{number} as {kind}" for kind, number in sorted(kinds.items()))
+    operators = ", ".join(f"{name} {number}" for name, number in sorted(summary.operators.items()))
+    lines = [f"{summary.nodes} nodes; attention: {attention or 'none found'}.", f"Operators: {operators}."]
+    if summary.float32_products and manifest.dtype != "fp32":
+        lines.append(f"Matrix products kept in float32: {len(summary.float32_products)} (similarity and plans).")
+    return "## Graph\n\n" + "\n\n".join(lines)
+
+
+def _parity(manifest: Manifest, hops: Sequence[Mapping[str, Any]]) -> str:
+    if not hops:
+        return "## Parity\n\nNot verified. `earlytom-verify` on this directory does it."
+    rows = [(hop["name"], hop["dtype"], f"**{hop['status']}**", *_summary(hop)) for hop in hops]
+    head = ("hop", "dtype", "", "frames equal", "patches equal", "flips (near-ties)", "tokens: max", "cosine", "SQNR")
+    parts = ["## Parity", _table(head, rows), _tolerance(manifest.dtype), MEANING]
+    return "\n\n".join(parts + [_hop(hop) for hop in hops] + [_repeat(hops)])
+
+
+def _summary(hop: Mapping[str, Any]) -> tuple[str, ...]:
+    if "plan" not in hop:
+        return ("",) * 6
+    plan, tokens = hop["plan"], hop["differences"]["tokens"]
+    return (
+        f"{plan['frames_equal']} of {plan['frames']}", f"{plan['patches_equal']} of {plan['patches']}",
+        f"{plan['flips_total']} ({plan['flips_excused']})", _number(tokens["max_abs"]), f"{tokens['cosine']:.6f}",
+        "exact" if tokens["sqnr_db"] is None else f"{tokens['sqnr_db']:.0f} dB",
+    )  # fmt: skip
+
+
+def _tolerance(dtype: str) -> str:
+    limit: Tolerance = TOLERANCES[dtype]
+    tokens = f"largest error {limit.tokens:g} (times the tokens' rms where that is above 1), " if limit.tokens else ""
+    choices = "every choice equal but exact ties" if limit.exact else "every flip a near-tie"
+    return (
+        f"Asked of {dtype}: tokens {tokens}cosine at least {limit.cosine:g}, of each token {limit.worst_cosine:g}; "
+        f"{choices}; at least {limit.patches:.0%} of the patches equal in frames whose plan agrees; errors of at most "
+        f"{limit.similarity:g} in similarities, {limit.weights:g} in merge weights, {limit.received:g} (relative) in "
+        "attention received."
+    )
+
+
+def _hop(hop: Mapping[str, Any]) -> str:
+    lines = [f"### {hop['name']}: {hop['status']}"]
+    lines += [f"- {reason}" for reason in hop["reasons"]]
+    if hop.get("bisect"):
+        lines.append(f"- where it first goes wrong: {hop['bisect']}")
+    if hop.get("note"):
+        lines.append(f"\nNote: {hop['note']}.")
+    if "differences" not in hop:
+        return "\n".join(lines)
+    rows = [
+        (
+            name, f"{d['count']}", _number(d["max_abs"]), _number(d["mean_abs"]), _number(d["relative"]),
+            f"{d['cosine']:.6f}", f"{d['worst_cosine']:.6f}", "" if d["sqnr_db"] is None else f"{d['sqnr_db']:.1f}",
+            f"{d['nans']}/{d['infs']}",
+        )
+        for name, d in hop["differences"].items()
+    ]  # fmt: skip
+    head = ("", "values", "max", "mean", "relative", "cosine", "worst cosine", "SQNR dB", "NaN/Inf")
+    lines += ["", _table(head, rows)]
+    plan, polygraphy = hop["plan"], hop.get("polygraphy", {})
+    shares = plan["shares"]
+    first = "no merge layer's plan differs" if plan["first_layer"] is None else (
+        f"the first plan that differs is that of merge layer {plan['first_layer']}"
+    )  # fmt: skip
+    lines.append(
+        f"\nPlans: {shares['frames']:.2%} of the frames are the same mix, {shares['dynamic']:.2%} of those have the "
+        f"same mark (static or dynamic), {shares['patches']:.2%} of all patches are equal, "
+        f"{shares['comparable_patches']:.2%} in frames with the same mix and mark; {first}."
+    )
+    if plan["flips"]:
+        lines += ["", _flips(plan)]
+    if "tokens" in polygraphy:
+        t = polygraphy["tokens"]
+        lines.append(
+            f"\nPolygraphy's comparator on the same tokens: max {_number(t['max_absdiff'])}, mean "
+            f"{_number(t['mean_absdiff'])}, median {_number(t['median_absdiff'])}, "
+            f"cosine {_number(t['cosine_similarity'], '.6f')}, "
+            + (f"SNR {t['snr']:.1f} dB." if t["snr"] is not None else "no difference.")
+        )
+    return "\n".join(lines)
+
+
+def _flips(plan: Mapping[str, Any]) -> str:
+    rows = [
+        (
+            f["kind"], "end" if f["layer"] is None else str(f["layer"]), str(f["frame"]), f["what"],
+            "unknown" if f["margin"] is None else _number(f["margin"]), _number(f["error"]),
+            "tie" if f["tied"] else ("near-tie" if f["excused"] else "**fault**"),
+        )
+        for f in plan["flips"]
+    ]  # fmt: skip
+    more = plan["flips_total"] - len(rows)
+    head = ("choice", "layer", "frame", "what", "margin", "error", "")
+    return _table(head, rows) + (f"\n\n{more} more flips with larger room are left out." if more else "")
+
+
+def _repeat(hops: Sequence[Mapping[str, Any]]) -> str:
+    commands = [hop["repeat"] for hop in hops if hop.get("repeat")]
+    text = (
+        "## Repeating it\n\n`earlytom-verify BUNDLE [--video FILE]` runs all hops again; its exit status is 1 when one "
+        "fails. With `--save-tensors DIR` it writes inputs and outputs in Polygraphy's format, and Polygraphy repeats "
+        "a hop by itself, in the bundle's directory (it compares whole outputs, so flips count as errors there):"
+    )
+    commands = commands or [
+        f"polygraphy run {MODEL} --onnxrt --load-inputs DIR/inputs.json --load-outputs DIR/outputs.static.json"
+    ]
+    return text + "\n\n```\n" + "\n".join(commands) + "\n```"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _number(value: float | None, form: str = ".2e") -> str:
+    return "not finite" if value is None else (format(value, form) if value else "0")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _join(values: Iterable[Any]) -> str:
+    return ", ".join(map(str, values))

@@ -1,0 +1,283 @@
+"""The parity ladder of a bundle: oracle → static tower → ONNX Runtime → every further engine that this machine runs.
+
+Each hop changes one thing: the first the method's form, in float32 on both sides; the second the backend and the dtype;
+the others the engine. A hop's numbers are taken where the plans agree (earlytom/parity.py) and judged by the tolerances
+of the bundle's dtype; what this machine cannot run is listed as not run, with the reason, never as passed.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from earlytom.bundle import DTYPES, MODEL, PRODUCTS, Bundle, FileRecord, read_bundle
+from earlytom.errors import CheckpointError, ConfigError, EngineError, InputError
+from earlytom.flips import sources
+from earlytom.parity import Hop, Verdict, align, judge, measure
+from earlytom.plans import ScoreErrors, score_errors
+from earlytom.siglip import Vision
+from earlytom.tower import Stage, StaticTower, TowerOutputs, TowerTrace
+from earlytom.traces import VideoTrace, oracle_trace, split_trace
+
+from .comparator import polygraphy_numbers, repeat_command, save_inputs, save_outputs
+from .results import HopReport, ParityReport
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+ORACLE, STATIC, ONNXRUNTIME = "oracle", "static", "onnxruntime"
+
+
+def verify_bundle(
+    bundle: Bundle | Path | str, frames: Tensor | NDArray[np.uint8], *, checkpoint: str | Path | None = None,
+    vision: Vision | None = None, engines: Sequence[str] | None = None, save_tensors: Path | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> ParityReport:
+    """Run the ladder on one clip uint8 [T, H, W, 3], or one for each video of the bundle's batch [V, T, H, W, 3].
+
+    vision: the weights in float32; without it they are read from checkpoint (default: the one in the manifest).
+    engines: default ONNX Runtime and what the bundle holds. save_tensors: a directory for inputs and outputs in
+    Polygraphy's format. progress: called with the name of each step. A bundle that is being written, whose manifest
+    lists no files yet, can be given as a Bundle.
+
+    Raises BundleError, CheckpointError (other weights than the bundle's), EngineError (no such engine), InputError.
+    """
+    from engines.runner import ENGINES
+
+    bundle = _vouched(bundle) if isinstance(bundle, Bundle) else read_bundle(bundle)
+    manifest = bundle.manifest
+    if engines is None:
+        held = {record.product for record in manifest.engines}
+        engines = (ONNXRUNTIME, *(name for name in PRODUCTS if name in held))
+    unknown = [name for name in engines if name not in ENGINES]
+    if unknown:
+        raise EngineError(f"there is no engine {', '.join(unknown)}, it must be one of {', '.join(ENGINES)}")
+    vision = _weights(bundle, checkpoint) if vision is None else vision
+    if vision.geometry != manifest.geometry or vision.dtype != torch.float32:
+        raise InputError(
+            f"the weights for verifying are {vision.dtype} of {vision.geometry}, they must be float32 and of the "
+            f"bundle's {manifest.geometry}"
+        )
+    return _Ladder(bundle, vision, _clips(bundle, frames), save_tensors, progress or (lambda step: None)).run(engines)
+
+
+class _Ladder:
+    """One run of `verify_bundle`: the clip, the weights and what the last backend gave."""
+
+    def __init__(
+        self, bundle: Bundle, vision: Vision, clips: Tensor, directory: Path | None, progress: Callable[[str], None]
+    ) -> None:
+        self.bundle, self.vision, self.clips, self.progress = bundle, vision, clips, progress
+        self.directory = Path(directory) if directory is not None else None
+        self.config, self.shapes, self.dtype = bundle.manifest.config, bundle.manifest.shapes, bundle.manifest.dtype
+        self.errors: ScoreErrors | None = None  # of the bundle's dtype against float32, once known
+
+    def run(self, engines: Sequence[str]) -> ParityReport:
+        hops = [self._oracle_hop()]
+        self.progress("static tower")
+        tower = StaticTower(self.vision, self.config, batch=len(self.clips)).eval()
+        with torch.no_grad():
+            trace = tower.trace(self.clips.to(self.vision.device))
+        if self.directory is not None:
+            save_inputs(self.directory, self.clips)
+            save_outputs(self.directory, STATIC, trace.outputs)
+        static = split_trace(trace, self.config, self.shapes)
+        del tower, trace
+        reference: tuple[str, Sequence[VideoTrace]] = (STATIC, static)
+        if ONNXRUNTIME not in engines and self.dtype != "fp32":
+            hops.append(self._dtype_hop(static))
+        for engine in sorted(engines, key=lambda name: name != ONNXRUNTIME):
+            self.progress(engine)
+            start = time.perf_counter()
+            hop, videos = self._engine_hop(engine, reference, static, scores=len(engines) > 1)
+            hops.append(replace(hop, seconds=time.perf_counter() - start))
+            if engine == ONNXRUNTIME and videos is not None and all(video.stages for video in videos):
+                reference = (engine, videos)
+            elif engine == ONNXRUNTIME and videos is None and self.dtype != "fp32":
+                hops.append(self._dtype_hop(static))
+        return ParityReport(tuple(hops))
+
+    def _oracle_hop(self) -> HopReport:
+        """The method: the oracle against the static tower at the budgets that the oracle itself arrives at."""
+        self.progress("oracle")
+        start, clip = time.perf_counter(), self.clips[:1]
+        expected = oracle_trace(self.vision, clip[0], self.config)
+        counts = tuple(len(stage.weights) for stage in expected.stages)
+        config = self.config
+        try:
+            if counts:  # the oracle's share of patches is at most 1
+                retain = min(config.retain, counts[-1] / config.frames)
+                config = config.replace(frame_budgets=counts, retain=retain)
+            tower = StaticTower(self.vision, config).eval()
+        except ConfigError as error:
+            return HopReport(ORACLE, STATIC, "fp32", "not run", (f"the oracle left {counts} frames: {error}",))
+        with torch.no_grad():
+            actual = split_trace(tower.trace(clip.to(self.vision.device)), config, tower.shapes)
+        aligned = align([expected], actual, config, tower.shapes)
+        hop = measure(aligned, (ORACLE, STATIC), "fp32", config.merge_layers)
+        kept = sorted({len(positions) for positions in expected.positions})
+        left = ", ".join(map(str, counts))
+        note = f"the oracle left {left} frames of this clip, and the static tower was given these budgets"
+        if kept != [tower.shapes.keep]:
+            note += (
+                f"; the oracle kept {' or '.join(map(str, kept))} patches of a frame (its rounding), the static tower "
+                f"{tower.shapes.keep}: tokens are compared where both kept them"
+            )
+        if len(self.clips) > 1:
+            note += "; the first video of the batch"
+        return self._report(hop, aligned.values, note if counts else "", start)
+
+    def _engine_hop(
+        self, engine: str, reference: tuple[str, Sequence[VideoTrace]], static: Sequence[VideoTrace], *, scores: bool
+    ) -> tuple[HopReport, Sequence[VideoTrace] | None]:
+        """One engine against the last backend that shows its scores, and the engine's own videos."""
+        start, (name, expected) = time.perf_counter(), reference
+        try:
+            outputs = self._outputs(engine)
+        except EngineError as error:
+            return HopReport(name, engine, self.dtype, "not run", (str(error),)), None
+        if self.directory is not None:
+            save_outputs(self.directory, engine, outputs)
+        trace = TowerTrace(outputs, (), None, None)
+        note, errors = "", None
+        if engine == ONNXRUNTIME:
+            trace, note = self._with_scores(trace, expected, always=scores or self.dtype != "fp32")
+        actual = split_trace(trace, self.config, self.shapes)
+        if trace.stages:
+            self.errors = _largest([score_errors(a, b) for a, b in zip(static, actual)])
+        else:
+            errors = self.errors
+        aligned = align(expected, actual, self.config, self.shapes, errors=errors)
+        hop = measure(aligned, (name, engine), self.dtype, self.config.merge_layers)
+        report = self._report(hop, aligned.values, note, start)
+        if engine == ONNXRUNTIME and self.directory is not None:
+            rms = hop.differences["tokens"].rms
+            command = repeat_command(MODEL, name, self.directory.resolve(), self.dtype, rms)
+            report = replace(report, repeat=command)
+        return report, actual
+
+    def _outputs(self, engine: str) -> TowerOutputs:
+        from engines.runner import open_runner
+
+        with open_runner(self.bundle, engine, vision=self.vision) as runner:
+            return TowerOutputs(*(value.cpu() for value in runner.run(self.clips)))
+
+    def _with_scores(
+        self, trace: TowerTrace, expected: Sequence[VideoTrace], *, always: bool
+    ) -> tuple[TowerTrace, str]:
+        """`trace` with the graph's intermediates, when they are wanted or the outputs alone do not pass."""
+        if not self.bundle.manifest.traced:
+            return trace, ""
+        if not always:
+            aligned = align(expected, split_trace(trace, self.config, self.shapes), self.config, self.shapes)
+            if judge(measure(aligned, (STATIC, ONNXRUNTIME), self.dtype, self.config.merge_layers)).passed:
+                return trace, ""
+        self.progress("onnxruntime, with intermediates")
+        traced = run_traced(self.bundle, self.clips)
+        a, b = trace.outputs, traced.outputs
+        same = torch.equal(a.positions, b.positions) and torch.equal(a.dynamic, b.dynamic)
+        if same and all(sources(x) == sources(y) for x, y in zip(a.weights, b.weights)):
+            return traced._replace(outputs=trace.outputs), ""
+        return trace, "with its intermediates as outputs, ONNX Runtime chooses otherwise: they are not shown"
+
+    def _dtype_hop(self, static: Sequence[VideoTrace]) -> HopReport:
+        """What the bundle's dtype does, measured in PyTorch: where no engine here shows its intermediates."""
+        self.progress(f"static tower in {self.dtype}")
+        start = time.perf_counter()
+        lower = copy.deepcopy(self.vision).to(getattr(torch, DTYPES[self.dtype]))
+        with torch.no_grad():
+            trace = StaticTower(lower, self.config, batch=len(self.clips)).eval().trace(self.clips.to(lower.device))
+        actual = split_trace(trace, self.config, self.shapes)
+        self.errors = _largest([score_errors(a, b) for a, b in zip(static, actual)])
+        aligned = align(static, actual, self.config, self.shapes)
+        hop = measure(aligned, (STATIC, f"{STATIC} in {self.dtype}"), self.dtype, self.config.merge_layers)
+        return self._report(hop, aligned.values, "PyTorch's arithmetic in this dtype, no engine", start)
+
+    def _report(self, hop: Hop, values: dict[str, tuple[Tensor, Tensor]], note: str, start: float) -> HopReport:
+        verdict: Verdict = judge(hop)
+        return HopReport(
+            hop.reference, hop.actual, hop.dtype, "passed" if verdict.passed else "failed", verdict.reasons,
+            verdict.bisect, hop, polygraphy_numbers(values, hop.dtype), note, seconds=time.perf_counter() - start,
+        )  # fmt: skip
+
+
+def run_traced(bundle: Bundle, clips: Tensor) -> TowerTrace:
+    """The bundle's graph in ONNX Runtime on the CPU with its intermediates: uint8 [V, T, H, W, 3] -> TowerTrace."""
+    import onnxruntime
+
+    from .onnx import with_traced_outputs
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(bundle.path))
+    model = with_traced_outputs(bundle.path / MODEL).SerializeToString()
+    try:
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        names = [value.name for value in session.get_outputs()]
+        arrays = session.run(names, {"frames": clips.numpy()})
+    except Exception as error:  # ONNX Runtime's exceptions share no base
+        raise EngineError(f"ONNX Runtime cannot run the graph with its intermediates: {error}") from error
+    found = {name: torch.from_numpy(array) for name, array in zip(names, arrays)}
+    stages = tuple(
+        Stage(*(found[f"{kind}_{layer}"] for kind in Stage._fields)) for layer in bundle.manifest.config.merge_layers
+    )
+    outputs = TowerOutputs(*(found[name] for name in TowerOutputs._fields))
+    return TowerTrace(outputs, stages, found["similarity_final"], found["received"])
+
+
+def _largest(errors: Sequence[ScoreErrors]) -> ScoreErrors:
+    """Over the videos of a call; a layer counts when one of them reached it."""
+    longest = max((len(e.similarity) for e in errors), default=0)
+    layers = [[e.similarity[k] for e in errors if k < len(e.similarity)] for k in range(longest)]
+    return ScoreErrors(tuple(map(max, layers)), max((e.received for e in errors), default=0.0))
+
+
+def _clips(bundle: Bundle, frames: Tensor | NDArray[np.uint8]) -> Tensor:
+    """uint8 [V, T, H, W, 3]; one clip serves a batch, begun later for each video so that they differ."""
+    clips = torch.as_tensor(frames)
+    if clips.dim() == 4:
+        v, t = bundle.manifest.batch, len(clips)
+        clips = torch.stack([clips.roll(-(i * t // v), 0) for i in range(v)])
+    expected = bundle.manifest.inputs[0]
+    if tuple(clips.shape) != expected.shape or clips.dtype != torch.uint8:
+        raise InputError(
+            f"the clip is {clips.dtype} {list(clips.shape)}, the bundle takes {expected.dtype} {list(expected.shape)}"
+        )
+    return clips.contiguous()
+
+
+def _weights(bundle: Bundle, checkpoint: str | Path | None) -> Vision:
+    from earlytom.checkpoint import load
+
+    identity = bundle.manifest.checkpoint
+    model = load(checkpoint or identity["name"], parts=("vision",), pooling=bundle.manifest.config.pooling)
+    if model.identity.digest != identity["digest"]:
+        raise CheckpointError(
+            f"the bundle {bundle.path} was made from other weights than {model.identity.name} holds: give the "
+            "checkpoint that it was made from"
+        )
+    assert model.vision is not None
+    return model.vision
+
+
+def _vouched(bundle: Bundle) -> Bundle:
+    """A bundle that is being written has a manifest without files: list those that are there."""
+    if bundle.manifest.files:
+        return bundle
+    files = {}
+    for path in sorted(bundle.path.iterdir()):
+        digest = hashlib.sha256()
+        with open(path, "rb") as file:
+            while chunk := file.read(1 << 22):
+                digest.update(chunk)
+        files[path.name] = FileRecord(digest.hexdigest(), path.stat().st_size)
+    return Bundle(bundle.path, replace(bundle.manifest, files=files))

@@ -1,0 +1,267 @@
+"""The commands as a user types them: what they write, what they refuse, and that nothing is left behind."""
+
+import errno
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from earlytom.bundle import read_bundle
+from earlytom.clips import synthetic_clip
+from engines.runner import open_runner
+from export.cli import main, verify_main
+from scripts.infer import main as infer
+
+from . import clips
+from .cases import TINY
+
+SMALL = ["--checkpoint", str(TINY), "--frames", "8", "--engine", "onnxruntime", "--inner-layer", "3", "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    """A verified bundle of the golden tiny checkpoint, 8 frames; do not change it."""
+    output = tmp_path_factory.mktemp("cli") / "bundle"
+    assert main([*SMALL, "--retain", "0.25", "--output", str(output)]) == 0
+    return output
+
+
+def refused(argv, capsys, command=main):
+    """The one sentence on standard error of a command that must fail."""
+    status = command([str(x) for x in argv])
+    captured = capsys.readouterr()
+    assert status == 1, captured
+    (line,) = captured.err.strip().splitlines()[-1:]
+    assert re.match(r"earlytom-\w+: error: ", line), captured.err
+    assert "Traceback" not in captured.err
+    return line
+
+
+def test_a_bundle_holds_what_it_should(bundle):
+    found = read_bundle(bundle)
+    manifest = found.manifest
+    assert set(manifest.files) == {"vision.onnx", "vision.onnx.data", "report.md"}
+    assert (manifest.dtype, manifest.config.retain, manifest.config.frames) == ("fp32", 0.25, 8)
+    assert manifest.config.inner.layer == 3
+    assert manifest.checkpoint["format"] == "llava-next" and manifest.tools["torch"] == torch.__version__.split("+")[0]
+    assert [hop["status"] for hop in manifest.parity] == ["passed", "passed"]
+    report = (bundle / "report.md").read_text()
+    assert "oracle" in report and "onnxruntime" in report.lower()
+    assert not list(bundle.parent.glob(".*")), "no temporary directory is left"
+
+
+def test_the_same_input_gives_the_same_bundle(bundle, tmp_path, capsys):
+    again = tmp_path / "again"
+    assert main([*SMALL, "--retain", "0.25", "--output", str(again)]) == 0
+    assert (bundle / "vision.onnx").read_bytes() == (again / "vision.onnx").read_bytes()
+    assert (bundle / "vision.onnx.data").read_bytes() == (again / "vision.onnx.data").read_bytes()
+    before = {path.name: path.stat().st_mtime_ns for path in again.iterdir()}
+    start = time.perf_counter()
+    assert main([*SMALL, "--retain", "0.25", "--output", str(again), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["skipped"] is True and time.perf_counter() - start < 5
+    assert {path.name: path.stat().st_mtime_ns for path in again.iterdir()} == before
+    line = refused([*SMALL, "--retain", "0.5", "--output", again], capsys)
+    assert "--force" in line or "force" in line
+    assert {path.name: path.stat().st_mtime_ns for path in again.iterdir()} == before
+
+
+@pytest.mark.parametrize("retain", [0.05, 0.2, 0.5])
+@pytest.mark.parametrize("frames", [8, 20])
+def test_token_count_in_manifest_graph_and_output_alike(retain, frames, tmp_path):
+    import onnx
+
+    output = tmp_path / "b"
+    argv = ["--checkpoint", str(TINY), "--frames", str(frames), "--retain", str(retain), "--engine", "onnxruntime"]
+    assert main([*argv, "--no-verify", "--quiet", "--inner-layer", "0", "--output", str(output)]) == 0
+    found = read_bundle(output)
+    budget = found.manifest.config.frame_budgets[-1]
+    expected = round(retain * frames * 196 / budget) * budget + 1
+    assert found.manifest.counts.tokens == expected
+    graph = onnx.load(output / "vision.onnx", load_external_data=False).graph
+    (tokens,) = (value for value in graph.output if value.name == "tokens")
+    assert [dim.dim_value for dim in tokens.type.tensor_type.shape.dim] == [1, expected, 64]
+    with open_runner(found, "onnxruntime") as runner:
+        assert runner.run(synthetic_clip(frames)[None]).tokens.shape == (1, expected, 64)
+
+
+def test_dry_run_says_what_would_be_written_and_writes_nothing(tmp_path, capsys):
+    output = tmp_path / "none"
+    argv = ["--checkpoint", str(TINY), "--retain", "0.2", "--engine", "onnxruntime", "--inner-layer", "0"]
+    assert main([*argv, "--output", str(output), "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert "[32, 729, 48]" in text and "[20, 729, 48]" in text and "[8, 157, 64]" in text
+    assert "6272 -> 1257" in text and "TFLOP" in text and "vision.onnx.data" in text
+    assert not output.exists()
+    assert main([*argv, "--output", str(output), "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["stage_frames"] == [32, 20, 12, 8] and plan["tokens"]["after"] == 1257
+    assert 0 < plan["cost"]["flops_after"] < plan["cost"]["flops_before"]
+
+
+def test_the_bare_command_exports_the_demo_and_says_so_first(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--retain", "0.2", "--dry-run"]) == 0
+    captured = capsys.readouterr()
+    first = captured.err.splitlines()[0]
+    assert "built-in demo" in first and "--checkpoint lmms-lab/llava-onevision-qwen2-7b-ov" in first
+    assert "bundles/demo-r0.2" in captured.out
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--retain", "0"], "retain is 0"),
+        (["--retain", "1.5"], "retain is 1.5"),
+        (["--retain", "nan"], "retain is nan"),
+        (["--frame-budgets", "3,5,2"], "budgets must not grow"),
+        (["--merge-layers", "1,2,40"], "merge layer 40 does not exist: the tower has 6 layers"),
+        (["--checkpoint", "/no/such/checkpoint"], "there is no checkpoint at /no/such/checkpoint"),
+        (["--opset", "12"], "opset 12 cannot be exported"),
+        (["--batch", "0"], "batch is 0"),
+        (["--inner-layer", "9"], "inner layer 9 does not exist: the LLM has 6 layers"),
+        (["--engine", "auto,none"], "auto and none go alone"),
+        (["--video", "/no/such/clip.mp4"], "/no/such/clip.mp4"),
+    ],
+)
+def test_bad_settings_get_one_sentence_and_leave_nothing(options, says, tmp_path, capsys):
+    output = tmp_path / "deep" / "bundle"
+    assert says in refused([*SMALL, "--output", output, *options], capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_checkpoints_are_refused(tmp_path, capsys):
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    output = tmp_path / "out"
+    assert "LlamaForCausalLM" in refused([*SMALL, "--checkpoint", foreign, "--output", output], capsys)
+    truncated = tmp_path / "truncated"
+    shutil.copytree(TINY, truncated)
+    weights = truncated / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    assert "model.safetensors" in refused([*SMALL, "--checkpoint", truncated, "--output", output], capsys)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["foreign", "truncated"]
+
+
+def test_outputs_that_cannot_be_written_are_refused(tmp_path, capsys, monkeypatch):
+    full = tmp_path / "mine"
+    full.mkdir()
+    (full / "thesis.txt").write_text("years")
+    for force in ([], ["--force"]):
+        assert str(full) in refused([*SMALL, "--output", full, *force], capsys)
+    assert (full / "thesis.txt").read_text() == "years"
+    file = tmp_path / "file"
+    file.write_text("x")
+    assert str(file) in refused([*SMALL, "--output", file], capsys)
+
+    import onnx_ir
+
+    def no_space(*arguments, **keywords):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(onnx_ir, "save", no_space)
+    line = refused([*SMALL, "--no-verify", "--output", tmp_path / "new" / "bundle"], capsys)
+    assert "No space left" in line or "disk is full" in line
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "mine"]
+
+
+def test_an_engine_without_its_package_is_refused(tmp_path, capsys, monkeypatch):
+    import importlib.util
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name.startswith("tensorrt") else real(name, *rest)
+    )
+    for engine in ("tensorrt", "tensorrt-rtx"):
+        line = refused([*SMALL, "--engine", engine, "--output", tmp_path / "b"], capsys)
+        assert f"pip install {engine}" in line
+    with pytest.raises(SystemExit) as stop:
+        main(["--engine", "tensorflow"])
+    assert stop.value.code == 2 and "tensorflow" in capsys.readouterr().err
+
+
+def test_damaged_bundles_are_refused_before_anything_runs(bundle, tmp_path, capsys):
+    video = clips.real("bikes")
+    ask = ["--video", str(video), "--prompt", "What?"]
+    truncated = shutil.copytree(bundle, tmp_path / "truncated")
+    graph = truncated / "vision.onnx"
+    graph.write_bytes(graph.read_bytes()[:-10])
+    assert "vision.onnx has" in refused(["--bundle", truncated, *ask], capsys, infer)
+    assert "vision.onnx has" in refused([truncated], capsys, verify_main)
+    edited = shutil.copytree(bundle, tmp_path / "edited")
+    manifest = edited / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"retain": 0.25', '"retain": 0.2500'))
+    assert read_bundle(edited)  # the same number: not an edit
+    manifest.write_text(manifest.read_text().replace('"retain": 0.25', '"retain": 0.24'))
+    assert "edited" in refused(["--bundle", edited, *ask], capsys, infer)
+    assert "edited" in refused([edited], capsys, verify_main)
+    assert "does not exist" in refused(["--bundle", tmp_path / "nothing", *ask], capsys, infer)
+
+
+def test_bad_videos_are_refused(bundle, tmp_path, capsys):
+    short, corrupt = tmp_path / "short.mp4", tmp_path / "corrupt.mp4"
+    clips.write(short, clips.pattern(3))
+    corrupt.write_bytes(b"not a video at all" * 100)
+    for video, says in ((short, "3 frames"), (corrupt, "corrupt.mp4")):
+        assert says in refused(["--bundle", bundle, "--video", video, "--prompt", "What?"], capsys, infer)
+        assert says in refused([bundle, "--video", video], capsys, verify_main)
+
+
+def test_verify_passes_again_and_fails_on_other_weights(bundle, tmp_path, capsys):
+    assert verify_main([str(bundle), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["passed"] is True and len(result["hops"]) >= 2
+    other = shutil.copytree(TINY, tmp_path / "other")
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(other / "model.safetensors")
+    name = "model.vision_tower.vision_tower.vision_model.encoder.layers.2.mlp.fc1.weight"
+    weights[name] = weights[name] + 0.5
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    assert "other weights" in refused([bundle, "--checkpoint", other], capsys, verify_main)
+
+
+def test_interrupting_leaves_nothing_behind(tmp_path):
+    for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        output = tmp_path / "deep" / "bundle"
+        code = "import sys; from export.cli import main; sys.exit(main(sys.argv[1:]))"
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *[x for x in SMALL if x != "--quiet"], "--output", str(output)],
+            stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent,
+        )  # fmt: skip
+        seen = process.stderr.readline()
+        while "rewrite" not in seen:
+            assert seen, "the export ended before it could be interrupted"
+            seen = process.stderr.readline()
+        process.send_signal(number)
+        _, error = process.communicate(timeout=120)
+        assert process.returncode == status, error
+        assert "Traceback" not in error
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_without_a_tokenizer_cannot_be_asked(bundle, capsys):
+    """The golden checkpoint has none; the demo's answers are in test_infer."""
+    line = refused(["--bundle", bundle, "--video", clips.real("bikes"), "--prompt", "What?"], capsys, infer)
+    assert "no tokenizer" in line
+
+
+def test_outputs_of_the_bundle_are_the_towers(bundle):
+    from earlytom import StaticTower, load
+
+    found = read_bundle(bundle)
+    clip = synthetic_clip(8)[None]
+    tower = StaticTower(load(TINY, parts=("vision",)).vision, found.manifest.config)
+    with open_runner(found, "onnxruntime") as runner:
+        outputs = runner.run(clip)
+    expected = tower(torch.from_numpy(clip))
+    assert torch.equal(outputs.positions, expected.positions)
+    torch.testing.assert_close(outputs.tokens, expected.tokens, atol=1e-4, rtol=0)
