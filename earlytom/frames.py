@@ -1,8 +1,8 @@
 """Which frames are merged: similarity -> segments -> plan -> one product with a row-stochastic matrix.
 
-Stage I of EarlyTom with fixed shapes and no branch on data (docs/method.md, section 4). Everything here takes leading batch
-dimensions `...` and is made of gathers, comparisons and small sums: no sort whose ties a backend may break its own
-way, no product that a reduced-precision matrix unit could round (0/1 matrices apart).
+Stage I of EarlyTom with fixed shapes and no branch on data (docs/method.md, section 4). Everything here takes leading
+batch dimensions `...` and is made of gathers, comparisons and small sums: no sort whose ties a backend may break its
+own way, no product that a reduced-precision matrix unit could round (0/1 matrices apart).
 """
 
 from __future__ import annotations
@@ -115,7 +115,8 @@ def plan(similarity: Tensor, *, budget: int, tau: float, max_window: int, ema: f
     Exactly T - budget frames go: first those that the released rules remove, then others, each group by falling
     similarity to the frame before, ties to the lower index; frame 0 stays. Where the rules remove exactly that many,
     W is the released merging. A frame that the rules remove but the budget keeps comes back whole, and its partner
-    too; a frame removed beyond the rules is averaged into the nearest kept frame before it. Source: docs/method.md, section 4.
+    too; a frame removed beyond the rules is averaged into the nearest kept frame before it. Source: docs/method.md, section
+    4.
 
     Raises ConfigError when the budget is not in 1..T.
     """

@@ -112,8 +112,8 @@ class Tolerance:
     exact: bool
 
 
-# fp32 and fp16: what issue 4 asks of tokens and plans; the limits on scores are set so that an error which would
-# excuse a wrong choice fails by itself. bf16 has 8 bits of mantissa where fp16 has 11.
+# The limits on tokens and plans are what a bundle promises (docs/parity.md); those on scores are set so that an error
+# which would excuse a wrong choice fails by itself. bf16 has 8 bits of mantissa where fp16 has 11.
 TOLERANCES: dict[str, Tolerance] = {
     "fp32": Tolerance(1e-4, 0.99999, 0.9999, 1e-5, 1e-4, 1e-4, 1e-4, patches=1.0, exact=True),
     "fp16": Tolerance(None, 0.999, 0.99, 5e-3, 2e-2, 4.5e-2, 1e-2, patches=0.99, exact=False),

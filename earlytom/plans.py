@@ -150,11 +150,12 @@ def agree(
             patches += min(len(kept), shapes.keep)
             continue
         theirs, dynamic = actual.positions[j], bool(reference.dynamic[i])
+        same_mark = dynamic == bool(actual.dynamic[j])
+        dynamic_equal += same_mark
         if shapes.contextual and dynamic and len(kept) != len(theirs):
             continue  # the oracle rounds up: with another number of centres no token is the same
-        same_mark = dynamic == bool(actual.dynamic[j])
         possible, common = min(len(kept), len(theirs)), len(set(kept.tolist()) & set(theirs.tolist()))
-        patches, equal, dynamic_equal = patches + possible, equal + common, dynamic_equal + same_mark
+        patches, equal = patches + possible, equal + common
         if same_mark:
             comparable, comparable_equal = comparable + possible, comparable_equal + common
             if reference.received is not None:

@@ -6,6 +6,7 @@ one TensorRT engine serve every clip. V videos, T frames, S patches, B frames le
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -105,8 +106,7 @@ class StaticTower(nn.Module):
         budgets = dict(zip(config.merge_layers, config.frame_budgets))
         settings: dict[str, Any] = {"tau": config.tau, "max_window": config.max_window, "ema": config.ema}
         stages: list[Stage] = []
-        composite = torch.eye(shapes.frames, device=hidden.device)
-        received = torch.empty(0)
+        received: Tensor | None = None
         for index, layer in enumerate(vision.layers):
             last_merge = bool(budgets) and index == config.merge_layers[-1]
             hidden, attention = layer(hidden, self.attention, received=last_merge)
@@ -117,17 +117,17 @@ class StaticTower(nn.Module):
             weights = plan(alike, budget=budgets[index], **settings)
             per_video = apply_plan(weights, per_video)
             stages.append(Stage(alike, weights, per_video))
-            composite = weights @ composite if len(stages) > 1 else weights
             if attention is not None:
                 received = apply_plan(weights, attention.unflatten(0, (v, -1)))  # [V, B, S]
             hidden = per_video.flatten(0, 1)
 
-        if not budgets:
+        if received is None:  # no merge layers
             return TowerTrace(self._unpruned(hidden), (), None, None)
         alike = similarity(stages[-1].hidden)
         dynamic = segments(alike, **settings).dynamic
         received = pool(received.flatten(0, 1)[..., None], config.pooling)[..., 0].unflatten(0, (v, -1))  # [V, B, P]
         tokens, positions = self._select(hidden, received, dynamic)
+        composite = reduce(lambda product, weights: weights @ product, (stage.weights for stage in stages))
         outputs = TowerOutputs(self._separate(tokens, positions), positions, dynamic, composite)
         return TowerTrace(outputs, tuple(stages), alike, received)
 

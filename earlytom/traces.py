@@ -81,7 +81,7 @@ def oracle_trace(vision: Vision, frames: Tensor, config: EarlyTomConfig) -> Vide
     settings: dict[str, Any] = {"tau": config.tau, "max_window": config.max_window, "ema": config.ema}
     device = vision.device
     frames = frames.to(device)
-    newlines = vision.image_newline[None if config.newline != "no_token" else slice(0)].cpu()
+    newlines = vision.image_newline[None][: config.newline != "no_token"].cpu()
     if not config.merge_layers:
         t = len(frames)
         tokens = pool(vision.project(vision.encode(frames)), config.pooling).cpu()

@@ -1,12 +1,14 @@
 """What was built: the engine inspector's account of kernels and types, held against what the graph asked for.
 
 Fusing fails silently in TensorRT, and so does falling back to float32. `summarise` is a pure function of the
-inspector's JSON; `inspect_engine` asks an engine on a card for it.
+inspector's JSON; `inspect_engine` asks an engine on a card for it. Without a card, `inspect_plan` reads in the file
+itself what an engine of TensorRT for RTX is going to compile.
 """
 
 from __future__ import annotations
 
 import json
+import mmap
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -84,11 +86,7 @@ def summarise(text: str, attention: tuple[str, ...], dtype: str) -> EngineSummar
         unfused = tuple(name for name in attention if name not in done)
     else:  # nodes of the graph are not named: kernels can be counted, not assigned
         fused, unfused = attention[: len(kernels)], ()
-        if len(kernels) < len(attention):
-            warnings.append(
-                f"{len(kernels)} kernels do attention where the graph has {len(attention)} to fuse; the engine does "
-                "not say which are missing"
-            )
+        warnings += _too_few(len(kernels), attention, dtype)
     if unfused:
         warnings.append(f"attention is not fused in {len(unfused)} of {len(attention)} layers: {', '.join(unfused)}")
     others = tuple(_other_types(detailed, dtype))
@@ -96,6 +94,16 @@ def summarise(text: str, attention: tuple[str, ...], dtype: str) -> EngineSummar
         listed = ", ".join(f"{name} ({kind})" for name, kind in others)
         warnings.append(f"{len(others)} products do not compute in {dtype}: {listed}")
     return EngineSummary(len(layers), attention, fused, unfused, kernels, others, tuple(warnings))
+
+
+def _too_few(kernels: int, attention: tuple[str, ...], dtype: str) -> list[str]:
+    if kernels >= len(attention):
+        return []
+    why = ": TensorRT fuses it in fp16 and bf16 only" if dtype == "float32" else ""
+    return [
+        f"{kernels} kernels do attention where the graph has {len(attention)} to fuse, and the engine does not say "
+        f"which are missing{why}"
+    ]
 
 
 def _kernel_name(layer: dict[str, Any]) -> str:
@@ -151,6 +159,23 @@ def _count(tensor: dict[str, Any]) -> int:
     for extent in tensor.get("Dimensions", []):
         count *= int(extent)
     return count
+
+
+def inspect_plan(path: Path, manifest: Manifest) -> EngineSummary:
+    """What an engine of TensorRT for RTX is going to compile on the card, read from its file; no card is needed.
+
+    The file lists the functions that its kernels are made from, in plain text. That is TensorRT's own affair and not
+    documented (seen in 1.7.1), so the attention kernels are counted and nothing more is concluded; `kernels` is 0 and
+    a warning says so where the list is not found.
+    """
+    attention, dtype = expected_attention(manifest), DTYPES[manifest.dtype]
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
+        names = [match[1].decode() for match in re.finditer(rb"function=\{ name=(\w+) fqn=", plan)]
+    if not names:
+        return EngineSummary(0, attention, (), (), (), (), (f"{path.name} does not list its kernels",))
+    kernels = tuple(name for name in names if _FUSED.search(name))
+    warnings = tuple(_too_few(len(kernels), attention, dtype))
+    return EngineSummary(len(names), attention, attention[: len(kernels)], (), kernels, (), warnings)
 
 
 def inspect_engine(trt: Any, engine: Any, manifest: Manifest) -> EngineSummary:

@@ -35,7 +35,7 @@ OBJECTIONS = {
     "MALFORMED_ENGINE": "it is not an engine",
     "CUDA_ERROR": "CUDA does not work here",
 }
-_CONFIG_OPTIONS = ("frames", "merge_layers", "tau", "max_window", "ema", "contextual")
+_OPTIONS = ("frames", "merge_layers", "tau", "max_window", "ema", "contextual")
 
 
 def choose_record(bundle: Bundle, name: str, card: Card | None, version: str | None) -> EngineRecord:
@@ -147,11 +147,9 @@ def _settings(manifest: Manifest) -> list[str]:
     def default(**changes: Any) -> EarlyTomConfig:
         return preset("videomme", config.retain, model=model, depth=manifest.geometry.layers, **(own | changes))
 
-    base = default(merge_layers=config.merge_layers)  # published layers need not fit the budgets of this retain
-    changes = {name: getattr(config, name) for name in _CONFIG_OPTIONS if getattr(config, name) != getattr(base, name)}
-    changes["merge_layers"] = config.merge_layers
-    derived = default(**changes)
-    if config.frame_budgets != derived.frame_budgets:
+    base = default()
+    changes = {name: getattr(config, name) for name in _OPTIONS if getattr(config, name) != getattr(base, name)}
+    if config.frame_budgets != default(**changes).frame_budgets:
         changes["frame_budgets"] = config.frame_budgets
     words = ["--retain", f"{config.retain!r}"]
     for option, value in changes.items():

@@ -52,7 +52,9 @@ def parse(trt: Any, builder: Any, onnx_path: Path, logger: Any) -> tuple[Any, An
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(onnx_path)):  # the path tells where the weights lie
         found = parser_errors(parser) or logger.errors[-1:] or ["it does not say why"]
-        count = f"{len(found)} objections: " if len(found) > 1 else ""
+        if any("Failed to import initializer" in text for text in found):
+            found.append(f"its weights should lie in {onnx_path.name}.data beside it")
+        count = f"{parser.num_errors} objections: " if parser.num_errors > 1 else ""
         raise EngineError(f"TensorRT's parser refuses {onnx_path}: {count}{'; '.join(found)}")
     return network, parser
 

@@ -7,7 +7,8 @@ tensorrt_context, kernels compiled at load are kept by tensorrt_cache.
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,12 +29,29 @@ _TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int64": "I
           "bool": "BOOL", "uint8": "UINT8"}  # fmt: skip
 
 
+@dataclass(frozen=True)
+class TensorRTOptions(OpenOptions):
+    """OpenOptions and what concerns these engines, see TensorRTRunner."""
+
+    cuda_graph: bool = True
+    contexts: int = CONTEXTS
+
+
+class LoadedEngine(NamedTuple):
+    """A deserialised engine and what must outlive it. trt: the product's module; logger: see make_logger."""
+
+    trt: Any
+    engine: Any
+    runtime: Any
+    logger: Any
+
+
 class TensorRTRunner(Closing):
     """A deserialised engine as a Runner. Threads share it: each call has an execution context to itself.
 
-    engine: whose tensors are exactly `inputs` and `outputs`; contexts: how many calls run at once at most, further ones
-    wait, the second and later contexts are made when they are needed; cuda_graph: capture one call and replay it from
-    then on; cache: where TensorRT for RTX keeps what it compiles. Opening makes the first context and runs it once.
+    loaded: an engine whose tensors are exactly `inputs` and `outputs`; contexts: how many calls run at once at most,
+    further ones wait, and the second context is made when it is first needed; cuda_graph: capture one call and replay
+    it from then on; cache: where TensorRT for RTX keeps what it compiles. Opening makes a context and runs it once.
 
     Frames on the card are read where they lie, or copied on the card into the graph's input; frames elsewhere are moved
     once. Outputs are copies on the card that belong to the caller, ready in the order of its current stream. Raises
@@ -43,17 +61,21 @@ class TensorRTRunner(Closing):
     thread_safe = True
 
     def __init__(
-        self, name: str, trt: Any, engine: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], *,
-        device: torch.device, logger: Any, cuda_graph: bool = True, contexts: int = CONTEXTS,
-        cache: CacheFile | None = None, why: str = "",
-    ) -> None:  # fmt: skip
+        self, name: str, loaded: LoadedEngine, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], *,
+        device: torch.device, cuda_graph: bool = True, contexts: int = CONTEXTS, cache: CacheFile | None = None,
+        why: str = "",
+    ) -> None:
         self.name, self.inputs, self.outputs, self.device = name, inputs, outputs, device
-        check_engine(trt, engine, inputs, outputs)
-        self._trt, self._logger = trt, logger
-        self.engine: Any = engine
+        check_engine(loaded.trt, loaded.engine, inputs, outputs)
+        self._loaded: LoadedEngine | None = loaded
+        self._trt, self._logger = loaded.trt, loaded.logger
+        self.engine: Any = loaded.engine
         own_graphs = product_of(name).ahead_of_time  # TensorRT for RTX captures by itself
         self._graph = ("library" if own_graphs else "torch") if cuda_graph else "none"
-        self._config, self._cache = self._runtime_config(cache) if own_graphs else (None, None)
+        self._config: Any = None
+        self._cache: Any = None
+        if own_graphs:
+            self._configure(cache)
         with torch.cuda.device(device):
             self._pool = SlotPool(self._make_slot, contexts)
         if cache is not None:
@@ -83,8 +105,7 @@ class TensorRTRunner(Closing):
 
     def close(self) -> None:
         self._pool.close()
-        self._config = self._cache = None
-        self.engine = None
+        self._config = self._cache = self.engine = self._loaded = None
 
     def _make_slot(self) -> ExecutionSlot:
         engine = self.engine
@@ -100,20 +121,20 @@ class TensorRTRunner(Closing):
                 context, self.inputs, self.outputs, self.device, graph=self._graph, last_error=self._last_error
             )
 
-    def _runtime_config(self, cache: CacheFile | None) -> tuple[Any, Any]:
+    def _configure(self, cache: CacheFile | None) -> None:
         """How TensorRT for RTX is to run contexts, and where it puts what it compiles."""
-        trt, config = self._trt, self.engine.create_runtime_config()
-        strategy = trt.CudaGraphStrategy
-        config.cuda_graph_strategy = strategy.WHOLE_GRAPH_CAPTURE if self._graph == "library" else strategy.DISABLED
+        self._config = self.engine.create_runtime_config()
+        strategy = self._trt.CudaGraphStrategy
+        graph = strategy.WHOLE_GRAPH_CAPTURE if self._graph == "library" else strategy.DISABLED
+        self._config.cuda_graph_strategy = graph
         if cache is None:
-            return config, None
-        compiled = config.create_runtime_cache()
+            return
+        self._cache = self._config.create_runtime_cache()
         with torch.cuda.device(self.device):  # it compares the card with that of the kept kernels
             kept = cache.read()
-            if kept is not None and not compiled.deserialize(kept):
-                compiled.reset()
-        config.set_runtime_cache(compiled)
-        return config, compiled
+            if kept is not None and not self._cache.deserialize(kept):
+                self._cache.reset()
+        self._config.set_runtime_cache(self._cache)
 
     def _keep_compiled(self, cache: CacheFile) -> None:
         if self._cache is None:
@@ -160,7 +181,7 @@ def probe(name: str) -> str:
 
 
 def open_bundle(name: str, bundle: Bundle, options: OpenOptions) -> Runner:
-    """See engines.runner. OpenOptions may say `cuda_graph` and `contexts`."""
+    """See engines.runner; options: TensorRTOptions, or OpenOptions for its defaults."""
     index = torch.device(options.device).index if options.device else None
     if index is None:
         index = torch.cuda.current_device() if torch.cuda.is_available() else 0
@@ -171,21 +192,21 @@ def open_bundle(name: str, bundle: Bundle, options: OpenOptions) -> Runner:
     trt = import_product(name)
     record = choose_record(bundle, name, card, trt.__version__)
     device = _cuda_device(options.device, card)
-    engine, logger = load_engine(trt, bundle, record, card, device)
+    loaded = load_engine(trt, bundle, record, card, device)
     product = product_of(name)
     cache = None
     if product.ahead_of_time:
         digest = bundle.manifest.files[record.file].sha256
         cache = CacheFile(cache_path(bundle.file(record.file), trt.__version__, card), digest)
     return TensorRTRunner(
-        name, trt, engine, bundle.manifest.inputs, bundle.manifest.outputs, device=device, logger=logger, cache=cache,
+        name, loaded, bundle.manifest.inputs, bundle.manifest.outputs, device=device, cache=cache,
         cuda_graph=getattr(options, "cuda_graph", True), contexts=getattr(options, "contexts", CONTEXTS),
         why=f"{product.title} {trt.__version__}, {record.file} on {card.name}{_elsewhere(record, card)}",
     )  # fmt: skip
 
 
-def load_engine(trt: Any, bundle: Bundle, record: EngineRecord, card: Card, device: torch.device) -> tuple[Any, Any]:
-    """(engine, logger) of a record that fits `card`; the bytes that are deserialised are those that were hashed.
+def load_engine(trt: Any, bundle: Bundle, record: EngineRecord, card: Card, device: torch.device) -> LoadedEngine:
+    """The engine of a record that fits `card`; the bytes that are deserialised are those that were hashed.
 
     Raises BundleError when the file is not the manifest's, EngineError when the library refuses it.
     """
@@ -210,7 +231,7 @@ def load_engine(trt: Any, bundle: Bundle, record: EngineRecord, card: Card, devi
         if record.settings.get("strip_weights"):
             bundle.verify(*(file for file in (MODEL, f"{MODEL}.data") if file in bundle.manifest.files))
             refit(trt, engine, bundle.file(MODEL), logger)
-    return engine, logger
+    return LoadedEngine(trt, engine, runtime, logger)
 
 
 def _read(bundle: Bundle, name: str) -> bytes:

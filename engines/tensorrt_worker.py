@@ -7,6 +7,7 @@ the builder does not take the caller with it. Nothing heavy but TensorRT is impo
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -216,4 +217,5 @@ def _write_cache(config: Any, path: Path) -> None:
         temporary.write_bytes(memoryview(config.get_timing_cache().serialize()))
         os.replace(temporary, path)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()

@@ -219,7 +219,7 @@ def fake_tensorrt(version: str, *, gpu: bool = True) -> ModuleType:
 
     class Runtime:
         def __init__(self, logger: Any) -> None:
-            assert [["logger"]] == classes["Runtime"]["methods"]["__init__"]
+            assert classes["Runtime"]["methods"]["__init__"] == [["logger"]]
 
         def __setattr__(self, name: str, value: Any) -> None:
             assert name in classes["Runtime"]["attributes"]

@@ -14,7 +14,7 @@ import pytest
 from earlytom.config import EarlyTomConfig
 from earlytom.errors import EngineError
 from earlytom.manifest import Manifest
-from engines.inspect import EngineSummary, expected_attention, inspect_engine, inspect_file, summarise
+from engines.inspect import EngineSummary, expected_attention, inspect_engine, inspect_file, inspect_plan, summarise
 from tests.cases import SMALL, small_config
 from tests.fake_tensorrt import fake_tensorrt
 
@@ -66,7 +66,7 @@ def test_the_layer_whose_matrix_is_needed_is_not_missed() -> None:
 def test_another_type_than_the_graphs() -> None:
     summary = summarise(sample("fused"), LAYERS, "bfloat16")
     assert {kind for _, kind in summary.other_types} == {"float16"} and len(summary.other_types) > 10
-    assert all(name.startswith("vision.") for name, _ in summary.other_types), "the plan's products are float32 by right"
+    assert all(name.startswith("vision.") for name, _ in summary.other_types), "the plan is float32 by right"
 
 
 def test_kernels_without_nodes_are_counted() -> None:
@@ -92,6 +92,19 @@ def test_an_engine_without_details_and_text_that_is_none() -> None:
             summarise(text, LAYERS, "float16")
 
 
+def test_a_plan_is_read_without_a_card(tmp_path: Path) -> None:
+    """The real one is read in test_tensorrt_build; what is missing is said."""
+    manifest, plan = small_manifest(small_config(merge_layers=(), frame_budgets=(), retain=1.0)), tmp_path / "a.engine"
+    function = b"\0 function={ name=%b fqn=%b_0x0 args={ } }\0"
+    names = [b"_gemm_mha_v2", b"__myl_MulAdd", b"_gemm_mha_v2", b"__myl_CastMean"]
+    plan.write_bytes(b"".join(function % (name, name) for name in names))
+    summary = inspect_plan(plan, manifest)
+    assert summary.kernels == 4 and len(summary.fused_kernels) == len(summary.fused) == 2
+    assert summary.warnings[0].startswith("2 kernels do attention where the graph has 4 to fuse")
+    plan.write_bytes(b"another format")
+    assert inspect_plan(plan, manifest).warnings == ("a.engine does not list its kernels",)
+
+
 @pytest.mark.parametrize("version", ["10.15.1.29", "11.2.1.2"])
 def test_the_inspector_is_asked_as_its_bindings_want(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str
@@ -109,7 +122,7 @@ def test_the_inspector_is_asked_as_its_bindings_want(
     assert inspect_file(engine, "tensorrt", manifest, graph) == summary
     assert trt.state.refitted == [str(graph)]
     trt.state.missing = ["vision.layers.0.fc1.weight"]
-    with pytest.raises(EngineError, match="lacks 1 weights of the stripped engine .*built from another graph"):
+    with pytest.raises(EngineError, match=r"lacks 1 weights of the stripped engine .*built from another graph"):
         inspect_file(engine, "tensorrt", manifest, graph)
     engine.write_bytes(b"something else")
     with pytest.raises(EngineError, match="cannot be loaded"):

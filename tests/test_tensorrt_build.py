@@ -1,4 +1,4 @@
-"""Engines built with TensorRT for RTX, which needs no GPU: the real builder, small graphs, and graphs that it must refuse."""
+"""Engines built with TensorRT for RTX, which needs no GPU: the real builder, small graphs, and graphs to refuse."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from onnx import TensorProto, helper
 from earlytom.bundle import EngineRecord
 from earlytom.errors import ConfigError, EarlyTomError, EngineError
 from engines import tensorrt_build
+from engines.inspect import inspect_plan
 from engines.tensorrt_build import BuildOptions, build_engine, engine_file_name, probe_build
 from engines.tensorrt_worker import build
 from tests.tensorrt_graphs import GEOMETRY, copy_graph, exported, in_float32, manifest_for, write_graph
@@ -44,6 +45,9 @@ def test_an_a100_engine_with_the_same_bytes_twice(tmp_path: Path) -> None:
     )
     assert steps[:2] == ["load TensorRT for RTX", "parse"] and steps[-1] == "write"
     assert any(step.endswith(" 50 %") for step in steps) and "Optimizing graph" in steps
+    plan = inspect_plan(folder / record.file, manifest)
+    assert plan.fused_kernels == ("_gemm_mha_v2",), "one of two layers: the other one's matrix is needed"
+    assert plan.kernels > 10 and not plan.warnings
 
 
 def test_one_engine_for_several_cards_from_the_attention_operator_in_bf16(tmp_path: Path) -> None:
@@ -128,7 +132,7 @@ def test_a_file_that_is_no_graph_or_lacks_its_weights(tmp_path: Path) -> None:
     assert "Failed to parse the ONNX model" in refusal(garbage, manifest, tmp_path)
     alone = copy_graph(graph, tmp_path)
     alone.with_name("vision.onnx.data").unlink()
-    assert "vision.onnx.data" in refusal(alone, manifest, tmp_path)
+    assert refusal(alone, manifest, tmp_path).endswith("its weights should lie in vision.onnx.data beside it")
     with pytest.raises(EngineError, match="there is no graph"):
         build_engine(tmp_path / "none.onnx", manifest, tmp_path)
     with pytest.raises(EngineError, match="none is not a directory"):
@@ -185,7 +189,7 @@ def test_a_builder_that_crashes_is_one_sentence(
 
 def test_too_little_workspace_says_so(tmp_path: Path) -> None:
     graph, manifest = exported("fp16", 20)
-    with pytest.raises(EngineError, match="could not build an engine from .*workspace"):
+    with pytest.raises(EngineError, match=r"could not build an engine from .*workspace"):
         build_engine(graph, manifest, tmp_path, replace(A100, workspace=1 << 20))
 
 

@@ -23,6 +23,8 @@ import hashlib, json, resource, sys, time
 from earlytom.bundle import Manifest
 from earlytom.config import EarlyTomConfig
 from earlytom.shapes import VisionGeometry
+from pathlib import Path
+from engines.inspect import inspect_plan
 from engines.tensorrt_build import BuildOptions, build_engine
 path, dtype, opset, video, targets = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4] == "video", sys.argv[5]
 settings = {"frames": 64, "pooling": "average", "newline": "grid"} if video else {}
@@ -35,8 +37,10 @@ record = build_engine(path, manifest, folder, options)
 seconds = time.time() - start
 content = open(f"{folder}/{record.file}", "rb").read()
 peaks = [resource.getrusage(who).ru_maxrss * 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+plan = inspect_plan(Path(folder, record.file), manifest)
 print(json.dumps({"file": record.file, "seconds": seconds, "bytes": len(content), "builder_peak": peaks[1],
-                  "sha256": hashlib.sha256(content).hexdigest()}))
+                  "sha256": hashlib.sha256(content).hexdigest(), "kernels": plan.kernels, "fused": len(plan.fused),
+                  "warnings": plan.warnings}))
 """
 
 
@@ -68,6 +72,7 @@ def test_an_a100_engine_in_a_minute_and_four_gigabytes(
     assert built["file"] == "vision.sm80.rtx.engine"
     assert built["seconds"] < 60 and built["builder_peak"] < 4 << 30
     assert 0.9 < built["bytes"] / exported["weights"] < 1.2
+    assert (built["fused"], built["warnings"]) == (25, []), "26 layers, one of which forms its matrix"
     again = run(BUILD, path, dtype, opset, geometry, "sm80")
     assert again["sha256"] == built["sha256"]
     if (dtype, opset, geometry) == ("fp16", 20, "image"):

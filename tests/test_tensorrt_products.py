@@ -69,10 +69,10 @@ def install(monkeypatch: pytest.MonkeyPatch, name: str, version: str | None) -> 
 
 def test_a_missing_product_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, "tensorrt", None)
-    with pytest.raises(EngineError, match="^TensorRT is not installed: pip install tensorrt, or .*without a GPU$"):
+    with pytest.raises(EngineError, match=r"^TensorRT is not installed: pip install tensorrt, or .*without a GPU$"):
         import_product("tensorrt")
     install(monkeypatch, "tensorrt_rtx", None)
-    with pytest.raises(EngineError, match="^TensorRT for RTX is not installed: pip install tensorrt-rtx$"):
+    with pytest.raises(EngineError, match=r"^TensorRT for RTX is not installed: pip install tensorrt-rtx$"):
         import_product("tensorrt-rtx")
     with pytest.raises(EngineError, match="no TensorRT product 'cuda', it must be one of tensorrt-rtx, tensorrt"):
         import_product("cuda")
@@ -102,7 +102,7 @@ def test_a_package_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ImportError("libnvinfer.so.10: cannot open shared object file\nmore")
 
     monkeypatch.setattr(products.importlib, "import_module", fails)
-    with pytest.raises(EngineError, match=r"does not load \(libnvinfer.so.10: .* file\): pip install --force-reinstall"):
+    with pytest.raises(EngineError, match=r"not load \(libnvinfer.so.10: .* file\): pip install --force-reinstall"):
         import_product("tensorrt")
 
 

@@ -40,9 +40,13 @@ def _home() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="earlytom-tests-")  # removed with the process
 
 
-@functools.cache
 def small_bundle(dtype: str = "fp32", batch: int = 1) -> Bundle:
     """The tower of `small_vision()` with `small_config()`; do not write into it."""
+    return _small_bundle(dtype, batch)
+
+
+@functools.cache
+def _small_bundle(dtype: str, batch: int) -> Bundle:
     output = Path(_home().name) / f"small-{dtype}-{batch}"
     return write_bundle(output, small_vision(), small_config(), dtype=dtype, batch=batch)
 

@@ -1,0 +1,66 @@
+"""Every command and every snippet of the README is one that works: run, or at least taken by the parser it is for."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from export.cli import export_parser, verify_parser
+from scripts.infer import parser as infer_parser
+
+from . import clips
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PARSERS = {"earlytom-export": export_parser, "earlytom-verify": verify_parser, "earlytom-infer": infer_parser}
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+COMMANDS = [line for block in blocks("sh") for line in block.splitlines()]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_are_taken(command):
+    program, *arguments = shlex.split(command)
+    if program == "make":
+        assert re.search(rf"^{arguments[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    elif program == "pip":
+        extras = re.search(r"\[(.*)\]", arguments[-1]).group(1).split(",")
+        project = (ROOT / "pyproject.toml").read_text()
+        assert all(re.search(rf"^{extra} = \[", project, re.MULTILINE) for extra in extras)
+        assert (ROOT / arguments[arguments.index("-c") + 1]).is_file()
+    elif program == "python":
+        assert (ROOT / (arguments[1].replace(".", "/") + ".py")).is_file()
+    else:
+        PARSERS[program]().parse_args(arguments)
+
+
+def test_the_readme_names_every_make_target_that_ci_calls():
+    called = re.findall(r"^make (\w+)", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    assert called and all(f"`make {name}`" in README or f"make {name}\n" in README for name in called)
+
+
+def test_the_pipeline_snippet_runs(capsys, tmp_path, monkeypatch):
+    snippet = next(block for block in blocks("python") if "VideoPipeline" in block)
+    (tmp_path / "clip.mp4").symlink_to(clips.real("bikes"))
+    monkeypatch.chdir(tmp_path)
+    exec(compile(snippet, "README.md", "exec"), {})  # the code is ours
+    assert capsys.readouterr().out.strip(), "the demo says something"
+
+
+def test_options_of_the_table_exist_with_their_defaults():
+    parser = export_parser()
+    known = {option for action in parser._actions for option in action.option_strings}
+    named = set(re.findall(r"`(--[a-z-]+)`", README))
+    infer = {option for action in infer_parser()._actions for option in action.option_strings}
+    assert named and named <= known | infer
+
+
+def test_links_of_the_documents_lead_somewhere():
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
