@@ -115,8 +115,8 @@ def plan(similarity: Tensor, *, budget: int, tau: float, max_window: int, ema: f
     Exactly T - budget frames go: first those that the released rules remove, then others, each group by falling
     similarity to the frame before, ties to the lower index; frame 0 stays. Where the rules remove exactly that many,
     W is the released merging. A frame that the rules remove but the budget keeps comes back whole, and its partner
-    too; a frame removed beyond the rules is averaged into the nearest kept frame before it. Source: docs/method.md, section
-    4.
+    too; a frame removed beyond the rules is averaged into the nearest kept frame before it.
+    Source: docs/method.md, section 4.
 
     Raises ConfigError when the budget is not in 1..T.
     """

@@ -1,4 +1,4 @@
-"""The run behind `scripts/gpu_check.py`: steps in order of importance, a budget of minutes, a JSON file that is always whole.
+"""The run behind `scripts/gpu_check.py`: steps in order of importance, a budget of minutes, a JSON file always whole.
 
 A step that the time left does not suffice for is skipped, and so is one whose needs are not here; each says why. After
 every step the file is written anew, so that nothing measured is lost however the run ends.
@@ -26,7 +26,11 @@ RESERVE = 10.0  # seconds kept for closing, printing and the last write
 
 
 class Skip(Exception):
-    """A step cannot be done here; the text says why."""
+    """A step cannot be done here, or not to its end; the text says why, `result` is what it measured before."""
+
+    def __init__(self, why: str, result: dict[str, Any] | None = None) -> None:
+        super().__init__(why)
+        self.result = result
 
 
 class OutOfTime(Exception):
@@ -140,6 +144,7 @@ def run_check(options: CheckOptions) -> dict[str, Any]:
     from .gpu_towers import Workshop
 
     clock = Clock(options.minutes)
+    torch.backends.cudnn.allow_tf32 = False  # float32 is the reference here
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     options.output.parent.mkdir(parents=True, exist_ok=True)
     head = {
@@ -193,7 +198,7 @@ def _one(step: Step, journal: Journal, clock: Clock) -> None:
         finally:
             clock.inside = False
     except Skip as error:
-        done("skipped", str(error))
+        done("skipped", str(error), error.result)
     except OutOfTime as error:
         done("skipped", str(error))
     except ImportError as error:

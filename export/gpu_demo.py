@@ -25,7 +25,8 @@ def first_tokens(shop: Workshop) -> dict[str, Any]:
     from earlytom.checkpoint import load
     from earlytom.pipeline import VideoPipeline
     from engines.runner import ENGINES, open_runner
-    from engines.tensorrt_build import BuildOptions, build_engine, probe_build
+    from engines.tensorrt_build import BuildOptions, build_engine
+    from engines.tensorrt_run import probe as probe_run
 
     from .onnx import DEFAULT_OPSET, export_tower
 
@@ -45,7 +46,7 @@ def first_tokens(shop: Workshop) -> dict[str, Any]:
     not_run: dict[str, str] = {}
     for product in ("tensorrt", "tensorrt-rtx"):
         try:
-            probe_build(product)
+            probe_run(product)
             record = build_engine(
                 bundle.path / MODEL, manifest, shop.folder, BuildOptions(product=product), progress=shop.tick
             )

@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from .gpu_check import Journal
 
 SPEEDUP_OVER_EAGER, SPEEDUP_OVER_UNPRUNED, SHARE_OF_RATE, REBUILD = 5.0, 1.3, 0.45, 3.0
-COSINE, PATCHES = 0.999, 0.99
 EAGER = "torch full, matrix formed"
+SHOWN = ("torch", "tensorrt", "tensorrt_cu13_bindings", "tensorrt-rtx", "onnxruntime", "onnxruntime-gpu")
 
 
 def summarise(journal: Journal) -> dict[str, Any]:
@@ -48,14 +48,15 @@ def _verdicts(journal: Journal, rows: list[dict[str, Any]]) -> Iterator[dict[str
 
     main = next((e["name"] for e in journal.steps if e["name"].startswith("tensorrt [")), "")
     engine = journal.result(main) or {}
-    yield verdict("TensorRT pruned is so many times as fast as eager PyTorch full", engine.get("speedup", {}).get(EAGER),
-                  SPEEDUP_OVER_EAGER, time=True)  # fmt: skip
+    over_eager = engine.get("speedup", {}).get(EAGER)
+    yield verdict("TensorRT pruned is so many times as fast as eager PyTorch full", over_eager, SPEEDUP_OVER_EAGER,
+                  time=True)  # fmt: skip
     unpruned, rebuild = journal.result("unpruned") or {}, journal.result("rebuild") or {}
     yield verdict("... as TensorRT unpruned", unpruned.get("speedup"), SPEEDUP_OVER_UNPRUNED, time=True)
     yield verdict("... and reaches this share of the card's matrix rate", engine.get("share_of_matrix_rate"),
                   SHARE_OF_RATE, time=True)  # fmt: skip
-    yield verdict("building from the timing cache is so many times as fast as from none", rebuild.get("speedup"), REBUILD,
-                  time=True)  # fmt: skip
+    yield verdict("building from the timing cache is so many times as fast as from none", rebuild.get("speedup"),
+                  REBUILD, time=True)  # fmt: skip
     graph = journal.result("graph") or {}
     yield verdict("replay of the CUDA graph is bit-equal to plain execution", _truth(graph.get("bit_equal")), 1)
     yield verdict("two threads at once get the same answers", _truth(graph.get("threads_equal")), 1)
@@ -85,9 +86,11 @@ def _truth(value: bool | None) -> float | None:
 def render(content: dict[str, Any]) -> str:
     """The JSON file as a text of tables."""
     machine, summary = content["machine"], content["summary"]
-    card = f"{machine['card']} ({machine['target']}), driver {machine['driver']}" if machine["card"] else "no CUDA device"
-    versions = machine["versions"]
-    tools = ", ".join(f"{k} {versions[k]}" for k in ("torch", "tensorrt", "tensorrt-rtx", "onnxruntime") if k in versions)
+    card, versions = "no CUDA device", machine["versions"]
+    if machine["card"]:
+        card = f"{machine['card']} ({machine['target']}), driver {machine['driver']}"
+    shown = (name for name in SHOWN if name in versions)
+    tools = ", ".join(f"{name} {versions[name]}" for name in shown)
     lines = [f"{card}; {tools}; {content['seconds']:.0f} s{'; quick: times mean nothing' if content['quick'] else ''}"]
     before, after = (content["clocks"].get(when, {}) for when in ("before", "after"))
     if before:

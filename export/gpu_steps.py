@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from earlytom.bundle import DTYPES, EngineRecord
-from earlytom.errors import EngineError
+from earlytom.bundle import DTYPES
 from earlytom.flops import tower_flops, unpruned_config
 from earlytom.siglip import ATTENTION_FORMS
 from earlytom.tower import StaticTower, TowerOutputs
+from engines.machine import clocks
 from engines.timing import Comparison, compare_times, matrix_rate
 
 from .gpu_check import Clock, Journal, Skip, Step
 from .gpu_demo import first_tokens
+from .gpu_engines import RTX, TRT, Engines
 from .gpu_parity import Answers, same
 from .gpu_towers import ATTENTION_OPSET, Variant, Workshop
 
-TRT, RTX = "tensorrt", "tensorrt-rtx"
 WIDTHS = (3584, 896)  # LLaVA-OneVision 7B and 0.5B
 # Seconds on an H200 with 16 cores, as long as nothing was measured here.
 GUESSES = {"weights": 8.0, "export": 45.0, f"build {TRT}": 120.0, f"build {RTX}": 20.0, f"open {TRT}": 8.0,
@@ -49,7 +50,7 @@ def all_steps(shop: Workshop, journal: Journal, clock: Clock, dtypes: Sequence[s
 class _Check:
     def __init__(self, shop: Workshop, journal: Journal, clock: Clock) -> None:
         self.shop, self.journal, self.clock = shop, journal, clock
-        self.answers = Answers(shop)
+        self.answers, self.engines = Answers(shop), Engines(shop)
         self.runs = 10 if shop.quick else 30
 
     # ---- what there is to do
@@ -112,23 +113,26 @@ class _Check:
         return self._timed(times, variant, PRUNED) | {"parity": [hop]}
 
     def engine(self, product: str, variant: Variant) -> dict[str, Any]:
-        record, seconds = self._built(product, variant)
-        result: dict[str, Any] = {"build_seconds": seconds, "engine": _facts(record)}
-        runner = self._opened(product, variant, record)
+        record, seconds = self.engines.built(product, variant)
+        result: dict[str, Any] = {"build_seconds": round(seconds, 2), "engine": self.engines.facts(variant, record)}
+        try:
+            runner = self.engines.opened(product, variant, record)
+        except Skip as skip:
+            raise Skip(str(skip), result) from None
         outputs = runner.run(self.shop.clip)
         result |= {"parity": self.answers.engine(product, variant, outputs), "why": runner.why}
         result |= {"device_memory_bytes": getattr(runner, "device_memory_bytes", None)}
-        result |= {"kernels": self._kernels(product, variant)}
+        result |= {"kernels": self.engines.kernels(product, variant)}
         times = self.times(variant, (product, EAGER, PRUNED))
         return result | self._timed(times, variant, product)
 
     def unpruned(self, variant: Variant, full: Variant) -> dict[str, Any]:
         product = self._product(variant)
-        record, seconds = self._built(product, full)
-        outputs = self._opened(product, full, record).run(self.shop.clip)
+        record, seconds = self.engines.built(product, full)
+        outputs = self.engines.opened(product, full, record).run(self.shop.clip)
         parity = self.answers.engine(product, full, outputs)
         clip = self.shop.clip
-        calls = {
+        calls: dict[str, Callable[[], object]] = {
             f"{product}, pruned": lambda: self.shop.runner(variant, product).run(clip),
             f"{product}, unpruned": lambda: self.shop.runner(full, product).run(clip),
         }
@@ -179,14 +183,16 @@ class _Check:
         self._product(variant, only=TRT)
         cold = self.journal.result(f"{TRT} [{variant.dtype}, {variant.width}]")
         assert cold is not None
+        learned = dict(self.shop.learned)
         _, warm = self.shop.build(variant, TRT, timing_cache=self.shop.folder / "timing")
+        self.shop.learned = learned  # a further engine is not built from a full cache
         return {"from_none_seconds": cold["build_seconds"], "from_cache_seconds": warm,
                 "speedup": round(cold["build_seconds"] / warm, 2)}  # fmt: skip
 
     def attention(self, variant: Variant, operator: Variant) -> dict[str, Any]:
         product = self._product(variant)
-        record, seconds = self._built(product, operator)
-        outputs = self._opened(product, operator, record).run(self.shop.clip)
+        record, seconds = self.engines.built(product, operator)
+        outputs = self.engines.opened(product, operator, record).run(self.shop.clip)
         parity = self.answers.engine(product, operator, outputs)
         clip = self.shop.clip
         times = self._compare(
@@ -195,7 +201,7 @@ class _Check:
                 "operator": lambda: self.shop.runner(operator, product).run(clip),
             }
         )
-        kernels = self._kernels(product, operator)
+        kernels = self.engines.kernels(product, operator)
         self.shop.release(lambda kept: kept != operator)
         return {
             "engine": product, "build_seconds": seconds, "times": times.to_dict(), "parity": parity, "kernels": kernels,
@@ -206,7 +212,7 @@ class _Check:
         if self.shop.device.type != "cuda" and not self.shop.quick:
             raise Skip("the full tower takes minutes on a CPU")
         runner = self.shop.runner(variant, "onnxruntime")
-        outputs = runner.run(self.shop.clip)
+        outputs = runner.run(self.engines.clip_for(runner))
         result: dict[str, Any] = {"why": runner.why, "parity": self.answers.engine("onnxruntime", variant, outputs)}
         if self.shop.quick or "CUDA" in runner.why:
             result |= self._timed(self.times(variant, ("onnxruntime", PRUNED)), variant, "onnxruntime")
@@ -238,7 +244,7 @@ class _Check:
                 calls[name] = tower(name == PRUNED, "primitives" if name == EAGER else "fused")
             else:
                 runner = shop.runner(variant, name)
-                calls[name] = lambda runner=runner: runner.run(clip)  # type: ignore[misc]
+                calls[name] = partial(runner.run, self.engines.clip_for(runner))
         return self._compare(calls)
 
     def _compare(self, calls: dict[str, Callable[[], object]]) -> Comparison:
@@ -250,59 +256,13 @@ class _Check:
         flops = tower_flops(self.shop.config, self.shop.geometry(variant.width))["pruned"]["total"]
         achieved = flops / (times.timing(main).median / 1000)
         rate = (self.journal.result("matrix rate") or {}).get("tflops", {}).get(variant.dtype)
+        rate = rate if self.shop.device.type == "cuda" else None
         return {
-            "main": main, "times": times.to_dict(), "flops": flops, "tflops": round(achieved / 1e12, 4),
+            "main": main, "times": times.to_dict(), "clocks": clocks(), "flops": flops,
+            "tflops": round(achieved / 1e12, 4),
             "speedup": {name: round(times.ratio(name, main), 3) for name in times.rounds if name != main},
             "share_of_matrix_rate": round(achieved / 1e12 / rate, 4) if rate else None,
         }  # fmt: skip
-
-    def _built(self, product: str, variant: Variant) -> tuple[EngineRecord, float]:
-        from engines.tensorrt_build import probe_build
-        from engines.tensorrt_products import current_card, product_of
-
-        try:
-            probe_build(product)
-        except EngineError as error:
-            raise Skip(str(error)) from None
-        held = [r for r in self.shop.bundle(variant).manifest.engines if r.product == product]
-        if held:
-            return held[0], 0.0
-        if product == TRT:
-            return self.shop.build(variant, product, timing_cache=self.shop.folder / "timing")
-        card, offered = current_card(), product_of(product).targets
-        target = card.target if card is not None and card.target in offered else "sm80"
-        return self.shop.build(variant, product, targets=(target,))
-
-    def _opened(self, product: str, variant: Variant, record: EngineRecord) -> Any:
-        """The runner. A card that TensorRT for RTX has no target for is tried all the same: we built the engine."""
-        from engines.tensorrt_guard import WELL_KNOWN, choose_record
-        from engines.tensorrt_products import current_card
-
-        card = current_card()
-        if card is None or self.shop.device.type != "cuda":
-            built = f"the engine was built for {', '.join(record.targets)}"
-            raise Skip(f"{built}, {WELL_KNOWN.get(record.targets[0], 'a card')}, and this machine has no CUDA device")
-        if card.target not in record.targets and product == RTX:
-            from dataclasses import replace
-
-            self.shop.put(variant, replace(record, targets=(*record.targets, card.target)))
-        else:
-            choose_record(self.shop.bundle(variant), product, card, record.version)
-        return self.shop.runner(variant, product)
-
-    def _kernels(self, product: str, variant: Variant) -> dict[str, Any]:
-        """What the inspector says of attention and types."""
-        from engines.inspect import inspect_engine
-        from engines.tensorrt_products import import_product
-
-        engine = getattr(self.shop.runner(variant, product), "engine", None)
-        try:
-            found: dict[str, Any] = inspect_engine(
-                import_product(product), engine, self.shop.bundle(variant).manifest
-            ).to_dict()
-        except Exception as error:  # what is asked of a library in passing must not lose the measurement
-            return {"warnings": [f"the engine could not be inspected: {error}"]}
-        return found
 
     def _product(self, variant: Variant, only: str | None = None) -> str:
         """The first product that ran the variant. Raises Skip when none did."""
@@ -316,11 +276,9 @@ class _Check:
             raise Skip(f"needs a CUDA device: {why}")
 
 
-def _facts(record: EngineRecord) -> dict[str, Any]:
-    return {"file": record.file, "version": record.version, "targets": list(record.targets)}
-
-
-def _in_threads(run: Callable[[Tensor], TowerOutputs], clips: Sequence[Tensor], expected: Sequence[TowerOutputs]) -> bool:
+def _in_threads(
+    run: Callable[[Tensor], TowerOutputs], clips: Sequence[Tensor], expected: Sequence[TowerOutputs]
+) -> bool:
     """Whether two threads that run at once, each on a stream of its own, get the answers expected."""
     found: dict[int, list[bool]] = {}
 

@@ -1,4 +1,4 @@
-"""What `gpu_check` measures on: full-size towers with random weights, the clip, graphs, engines. Made when first asked for.
+"""What `gpu_check` measures on: full-size towers with random weights, clips, graphs, engines, made when asked for.
 
 Latency does not depend on the weights, and nothing can be fetched where the check has to run. The weights of all dtypes
 and graphs are those of one float32 tower, rounded, so that answers can be compared.
@@ -82,12 +82,13 @@ class Workshop:
     """
 
     def __init__(
-        self, folder: Path, device: torch.device, *, quick: bool = False, tick: Callable[[str], None] = lambda step: None
+        self, folder: Path, device: torch.device, *, quick: bool = False, tick: Callable[[str], None] = lambda _: None
     ) -> None:
         self.folder, self.device, self.quick, self.tick = folder, device, quick, tick
         self.config = QUICK_CONFIG if quick else EarlyTomConfig(retain=0.2)
         self.learned: dict[str, float] = {}
         self.bundles: dict[Variant, Bundle] = {}
+        self._clips: list[Tensor] = []
         self.vision = lru_cache(maxsize=2)(self._vision)  # of one width at a time, in two dtypes
         self.runners: dict[tuple[Variant, str, bool], Runner] = {}
 
@@ -96,11 +97,11 @@ class Workshop:
         """uint8 [1, T, H, W, 3] on the device."""
         return self.clips(1)[0]
 
-    @lru_cache(maxsize=2)  # noqa: B019  # one workshop lives as long as the program
     def clips(self, count: int) -> tuple[Tensor, ...]:
-        size = self.geometry(0).image_size
-        made = (torch.from_numpy(synthetic_clip(self.config.frames, size, seed=seed)) for seed in range(count))
-        return tuple(clip[None].to(self.device) for clip in made)
+        for seed in range(len(self._clips), count):
+            clip = synthetic_clip(self.config.frames, self.geometry(0).image_size, seed=seed)
+            self._clips.append(torch.from_numpy(clip)[None].to(self.device))
+        return tuple(self._clips[:count])
 
     def geometry(self, width: int) -> VisionGeometry:
         base = QUICK if self.quick else VisionGeometry()
