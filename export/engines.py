@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from earlytom.errors import ConfigError, EngineError
 from .progress import Progress
 
 if TYPE_CHECKING:
+    from engines.inspect import EngineSummary
     from engines.tensorrt_build import BuildOptions
 
     from .job import Job
@@ -101,13 +103,27 @@ def build_engines(job: Job, bundle: Bundle, progress: Progress) -> tuple[EngineR
         else:
             from engines.tensorrt_build import build_engine
 
-            records.append(
-                build_engine(
-                    bundle.path / MODEL, manifest, bundle.path, job.builds[name],
-                    progress=partial(_step, progress, name),
-                )
-            )  # fmt: skip
+            record = build_engine(
+                bundle.path / MODEL, manifest, bundle.path, job.builds[name], progress=partial(_step, progress, name)
+            )
+            progress.step(f"{name}: look at what was built")
+            summary = look_at(bundle, record)
+            if manifest.dtype != "fp32":  # TensorRT has no fused attention in float32, so there it is no news
+                for warning in summary.warnings:
+                    progress.say(f"warning: {record.file}: {warning}")
+            records.append(replace(record, settings=record.settings | {"inspected": summary.to_dict()}))
     return tuple(records)
+
+
+def look_at(bundle: Bundle, record: EngineRecord) -> EngineSummary:
+    """Which kernels do attention, by the engine inspector where the engine's card is here, else by the file alone."""
+    from engines.inspect import inspect_file, inspect_plan
+    from engines.tensorrt_products import current_card
+
+    path, card = bundle.path / record.file, current_card()
+    if record.product == "tensorrt" or (card is not None and card.target in record.targets):
+        return inspect_file(path, record.product, bundle.manifest, bundle.path / MODEL)
+    return inspect_plan(path, bundle.manifest)
 
 
 def _step(progress: Progress, name: str, step: str) -> None:

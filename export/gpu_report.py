@@ -46,7 +46,7 @@ def _verdicts(journal: Journal, rows: list[dict[str, Any]]) -> Iterator[dict[str
         passed = None if value is None or (time and quick) else (value <= limit if most else value >= limit)
         return {"what": what, "value": value, "limit": limit, "passed": passed}
 
-    main = next((e["name"] for e in journal.steps if e["name"].startswith("tensorrt [")), "")
+    main = next((e["name"] for e in journal.steps if e["name"].startswith("tensorrt ")), "")
     engine = journal.result(main) or {}
     over_eager = engine.get("speedup", {}).get(EAGER)
     yield verdict("TensorRT pruned is so many times as fast as eager PyTorch full", over_eager, SPEEDUP_OVER_EAGER,

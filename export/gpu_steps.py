@@ -23,6 +23,7 @@ from .gpu_engines import RTX, TRT, Engines
 from .gpu_parity import Answers, same
 from .gpu_towers import ATTENTION_OPSET, Variant, Workshop
 
+MEMORY_RUNS = 1000
 WIDTHS = (3584, 896)  # LLaVA-OneVision 7B and 0.5B
 # Seconds on an H200 with 16 cores, as long as nothing was measured here.
 GUESSES = {"weights": 8.0, "export": 45.0, f"build {TRT}": 120.0, f"build {RTX}": 20.0, f"open {TRT}": 8.0,
@@ -67,7 +68,7 @@ class _Check:
         return self.guess(seconds, 2, *export, f"build {product}", f"open {product}")
 
     def of_variant(self, variant: Variant) -> list[Step]:
-        title = f"[{variant.dtype}, {variant.width}]"
+        title = f"{variant.dtype} {variant.width}"
         return [
             Step(f"torch {title}", "static tower in PyTorch: parity, time against the full one",
                  self.guess(20, 2, "weights", "weights"), lambda: self.torch(variant)),
@@ -161,7 +162,7 @@ class _Check:
             "speedup": round(times.ratio("plain", "replayed"), 3),
         }  # fmt: skip
 
-    def memory(self, variant: Variant, runs: int = 1000) -> dict[str, Any]:
+    def memory(self, variant: Variant) -> dict[str, Any]:
         product = self._product(variant)
         runner, clip, device = self.shop.runner(variant, product), self.shop.clip, self.shop.device
 
@@ -172,8 +173,8 @@ class _Check:
         for _ in range(20):
             runner.run(clip)
         before, done = free(), 0
-        while done < runs and self.clock.left > 5:
-            for _ in range(min(50, runs - done)):
+        while done < MEMORY_RUNS and self.clock.left > 5:
+            for _ in range(min(50, MEMORY_RUNS - done)):
                 runner.run(clip)
                 done += 1
             torch.cuda.synchronize(device)
@@ -181,7 +182,7 @@ class _Check:
 
     def rebuild(self, variant: Variant) -> dict[str, Any]:
         self._product(variant, only=TRT)
-        cold = self.journal.result(f"{TRT} [{variant.dtype}, {variant.width}]")
+        cold = self.journal.result(f"{TRT} {variant.dtype} {variant.width}")
         assert cold is not None
         learned = dict(self.shop.learned)
         _, warm = self.shop.build(variant, TRT, timing_cache=self.shop.folder / "timing")
@@ -267,7 +268,7 @@ class _Check:
     def _product(self, variant: Variant, only: str | None = None) -> str:
         """The first product that ran the variant. Raises Skip when none did."""
         for product in (only,) if only else (TRT, RTX):
-            if self.journal.result(f"{product} [{variant.dtype}, {variant.width}]") is not None:
+            if self.journal.result(f"{product} {variant.dtype} {variant.width}") is not None:
                 return product
         raise Skip(f"needs {only or 'an engine'} of the tower with EarlyTom, which was not measured")
 

@@ -7,6 +7,7 @@ and graphs are those of one float32 tower, rounded, so that answers can be compa
 from __future__ import annotations
 
 import hashlib
+import importlib
 import time
 import zlib
 from collections.abc import Callable
@@ -123,6 +124,8 @@ class Workshop:
     def bundle(self, variant: Variant) -> Bundle:
         """The variant's graph in a bundle. Raises ExportError, ImportError where the exporter is not installed."""
         if variant not in self.bundles:
+            for package in ("onnx", "onnx_ir", "onnxscript"):  # where one is missing, say so and not that tracing failed
+                importlib.import_module(package)
             from .onnx import export_tower
 
             self.tick(f"export {variant}")

@@ -42,7 +42,8 @@ def render_report(
         parity = manifest.parity
     hops = parity.to_dicts() if isinstance(parity, ParityReport) else parity
     sections = [
-        _head(manifest, hops), _shapes(manifest), _cost(manifest), _graph(manifest, summary), _parity(manifest, hops)
+        _head(manifest, hops), _shapes(manifest), _cost(manifest), _graph(manifest, summary), _engines(manifest),
+        _parity(manifest, hops),
     ]  # fmt: skip
     return "\n\n".join(text for text in sections if text) + "\n"
 
@@ -135,6 +136,18 @@ def _graph(manifest: Manifest, summary: GraphSummary | None) -> str:
     if summary.float32_products and manifest.dtype != "fp32":
         lines.append(f"Matrix products kept in float32: {len(summary.float32_products)} (similarity and plans).")
     return "## Graph\n\n" + "\n\n".join(lines)
+
+
+def _engines(manifest: Manifest) -> str:
+    """What the engines are made of, as far as it could be seen where they were built."""
+    lines = []
+    for engine in manifest.engines:
+        found = engine.settings.get("inspected")
+        if not found:
+            continue
+        seen = f"{found['fused']} of {found['attention']} attentions fused"
+        lines.append(f"- `{engine.file}`: " + "; ".join(found["warnings"] or [seen]))
+    return "## Engines\n\n" + "\n".join(lines) if lines else ""
 
 
 def _parity(manifest: Manifest, hops: Sequence[Mapping[str, Any]]) -> str:

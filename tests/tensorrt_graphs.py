@@ -21,7 +21,7 @@ from tests.cases import small_config, small_vision
 GEOMETRY = VisionGeometry(
     image_size=56, patch_size=14, hidden_size=32, heads=2, intermediate_size=48, layers=2, projector_size=24
 )
-CONFIG = small_config(frames=4, merge_layers=(1,), frame_budgets=(3,), retain=0.5)
+CONFIG = small_config(frames=6, merge_layers=(1,), frame_budgets=(4,), retain=0.5)
 
 
 class Exported(NamedTuple):

@@ -73,8 +73,7 @@ def test_the_same_input_gives_the_same_bundle(bundle, tmp_path, capsys):
     assert {path.name: path.stat().st_mtime_ns for path in again.iterdir()} == before
 
 
-@pytest.mark.parametrize("retain", [0.05, 0.2, 0.5])
-@pytest.mark.parametrize("frames", [8, 20])
+@pytest.mark.parametrize(("retain", "frames"), [(0.05, 8), (0.5, 8), (0.2, 20), (0.13, 33), (0.25, 64)])
 def test_token_count_in_manifest_graph_and_output_alike(retain, frames, tmp_path):
     import onnx
 
@@ -186,6 +185,41 @@ def test_an_engine_without_its_package_is_refused(tmp_path, capsys, monkeypatch)
     with pytest.raises(SystemExit) as stop:
         main(["--engine", "tensorflow"])
     assert stop.value.code == 2 and "tensorflow" in capsys.readouterr().err
+
+
+def test_an_engine_for_other_cards_is_built_here_and_not_run_here(tmp_path, capsys):
+    pytest.importorskip("tensorrt_rtx")
+    output = tmp_path / "b"
+    argv = ["--checkpoint", str(TINY), "--frames", "8", "--retain", "0.25", "--inner-layer", "0", "--dtype", "fp16"]
+    argv += ["--engine", "tensorrt-rtx", "--for", "a100,rtx4090", "--no-verify", "--output", str(output)]
+    assert main(argv) == 0
+    found = read_bundle(output)
+    (engine,) = found.manifest.engines
+    assert engine.file == "vision.sm80-sm89.rtx.engine" and engine.targets == ("sm80", "sm89")
+    assert (engine.product, engine.gpu) == ("tensorrt-rtx", None) and found.file(engine.file).stat().st_size > 10**6
+    report = (output / "report.md").read_text()
+    assert "5 of 5 attentions fused" in report, "6 layers, of which the last merge layer needs its matrix"
+    if torch.cuda.is_available():
+        return
+    ask = ["--bundle", output, "--video", clips.real("bikes"), "--prompt", "What?", "--engine", "tensorrt-rtx"]
+    line = refused(["--checkpoint", "demo", *ask], capsys, infer)
+    assert "other weights" in line  # the weights are looked at before the engine
+    with pytest.raises(Exception, match=r"no CUDA device.*sm80 \(A100\)"):
+        open_runner(found, "tensorrt-rtx")
+    with open_runner(found) as runner:
+        assert runner.name == "onnxruntime" and "no CUDA device" in runner.why
+
+
+def test_auto_builds_for_the_a100_where_it_can_and_says_why(tmp_path, capsys):
+    pytest.importorskip("tensorrt_rtx")
+    argv = ["--checkpoint", str(TINY), "--retain", "0.25", "--inner-layer", "0", "--output", str(tmp_path / "b")]
+    assert main([*argv, "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert "auto: tensorrt-rtx is here" in text and "vision.sm80.rtx.engine" in text
+    assert main([*argv, "--dry-run", "--engine", "tensorrt-rtx", "--for", "h100"]) == 1
+    assert "sm90" in capsys.readouterr().err
+    assert main([*argv, "--dry-run", "--engine", "tensorrt-rtx", "--strip-weights"]) == 1
+    assert "does not offer strip_weights" in capsys.readouterr().err
 
 
 def test_damaged_bundles_are_refused_before_anything_runs(bundle, tmp_path, capsys):

@@ -16,7 +16,7 @@ from earlytom.errors import EngineError
 from earlytom.manifest import Manifest
 from engines.inspect import EngineSummary, expected_attention, inspect_engine, inspect_file, inspect_plan, summarise
 from tests.cases import SMALL, small_config
-from tests.fake_tensorrt import fake_tensorrt
+from tests.fake_tensorrt_builder import fake_tensorrt
 
 DATA = Path(__file__).parent / "data"
 LAYERS = ("vision.layers.0.attention", "vision.layers.1.attention")  # the third forms its matrix

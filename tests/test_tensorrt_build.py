@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import signal
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -78,6 +79,18 @@ def test_interrupted_it_leaves_nothing_and_ends_at_once(tmp_path: Path, how: str
         os.waitpid(-1, os.WNOHANG)
 
 
+def test_interrupted_while_the_builder_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it does for most of a build, while it makes kernels."""
+    graph, manifest = exported("fp16", 20)
+    monkeypatch.setattr(tensorrt_build, "_WORKER", "import time; time.sleep(60)")
+    ctrl_c = threading.Timer(0.3, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
+    start = time.monotonic()
+    ctrl_c.start()
+    with pytest.raises(KeyboardInterrupt):
+        build_engine(graph, manifest, tmp_path, A100)
+    assert time.monotonic() - start < 20 and not list(tmp_path.iterdir())
+
+
 def request(graph: Path, manifest: Any, folder: Path, options: BuildOptions = A100) -> dict[str, Any]:
     """What the worker would be sent, so that it can be called here."""
     sent: list[dict[str, Any]] = []
@@ -142,11 +155,11 @@ def test_a_file_that_is_no_graph_or_lacks_its_weights(tmp_path: Path) -> None:
 def test_a_graph_that_is_not_the_manifests_is_refused(tmp_path: Path) -> None:
     graph, manifest = exported("fp16", 20)
     wider = manifest_for("fp16", 20, geometry=replace(GEOMETRY, projector_size=48))
-    assert "its output tokens float16 [1, 10, 24] should be tokens float16 [1, 10, 48]" in refusal(
+    assert "its output tokens float16 [1, 13, 24] should be tokens float16 [1, 13, 48]" in refusal(
         graph, wider, tmp_path
     )
     videos = refusal(graph, manifest_for("fp16", 20, batch=2), tmp_path)
-    assert "its input frames uint8 [1, 4, 56, 56, 3] should be frames uint8 [2, " in videos
+    assert "its input frames uint8 [1, 6, 56, 56, 3] should be frames uint8 [2, " in videos
     assert all(f"its output {name} " in videos for name in ("tokens", "positions", "dynamic", "weights"))
     other = refusal(graph, manifest_for("bf16", 20), tmp_path)
     assert "vision.layers.0.fc1/MatMul (MATRIX_MULTIPLY) would compute in float16, not in bfloat16" in other

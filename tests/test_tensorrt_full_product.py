@@ -15,7 +15,7 @@ from earlytom.errors import EngineError
 from engines import tensorrt_build, tensorrt_network, tensorrt_worker
 from engines.tensorrt_build import BuildOptions, build_engine, probe_build
 from engines.tensorrt_products import Card, product_of
-from tests.fake_tensorrt import RECORDS, fake_tensorrt, record
+from tests.fake_tensorrt_builder import RECORDS, fake_tensorrt, record
 from tests.tensorrt_graphs import exported
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx")
