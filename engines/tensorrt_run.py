@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import cuda
 
 from earlytom.bundle import MODEL, Bundle, EngineRecord, TensorSpec
 from earlytom.errors import BundleError, EngineError
@@ -76,7 +77,7 @@ class TensorRTRunner(Closing):
         self._cache: Any = None
         if own_graphs:
             self._configure(cache)
-        with torch.cuda.device(device):
+        with cuda.device(device):
             self._pool = SlotPool(self._make_slot, contexts)
         if cache is not None:
             self._keep_compiled(cache)
@@ -100,7 +101,7 @@ class TensorRTRunner(Closing):
         check_inputs(self.inputs, {"frames": frames})
         if isinstance(frames, np.ndarray):
             frames = torch.from_numpy(np.require(frames, requirements=["C", "W"]))
-        with self._pool.take() as slot, torch.cuda.device(self.device):
+        with self._pool.take() as slot, cuda.device(self.device):
             return TowerOutputs(**slot.run(frames))
 
     def close(self) -> None:
@@ -111,7 +112,7 @@ class TensorRTRunner(Closing):
         engine = self.engine
         if engine is None:
             raise EngineError(f"the {self.name} engine was closed: open it again")
-        with torch.cuda.device(self.device):
+        with cuda.device(self.device):
             context = engine.create_execution_context() if self._config is None else (
                 engine.create_execution_context(self._config)
             )  # fmt: skip
@@ -130,7 +131,7 @@ class TensorRTRunner(Closing):
         if cache is None:
             return
         self._cache = self._config.create_runtime_cache()
-        with torch.cuda.device(self.device):  # it compares the card with that of the kept kernels
+        with cuda.device(self.device):  # it compares the card with that of the kept kernels
             kept = cache.read()
             if kept is not None and not self._cache.deserialize(kept):
                 self._cache.reset()
@@ -184,7 +185,7 @@ def open_bundle(name: str, bundle: Bundle, options: OpenOptions) -> Runner:
     """See engines.runner; options: TensorRTOptions, or OpenOptions for its defaults."""
     index = torch.device(options.device).index if options.device else None
     if index is None:
-        index = torch.cuda.current_device() if torch.cuda.is_available() else 0
+        index = cuda.current_device() if cuda.is_available() else 0
     card = current_card(index)
     if card is None:
         choose_record(bundle, name, None, None)  # says so
@@ -215,7 +216,7 @@ def load_engine(trt: Any, bundle: Bundle, record: EngineRecord, card: Card, devi
     runtime = trt.Runtime(logger)
     title = product_of(record.product).title
     again = rebuild_command(bundle, record.product, card.target)
-    with torch.cuda.device(device):
+    with cuda.device(device):
         objection = library_objection(trt, runtime, data)
         if objection is not None:
             raise EngineError(f"{title} {trt.__version__} refuses {record.file} here, {objection}; built anew: {again}")
@@ -255,14 +256,14 @@ def _cuda_device(asked: str | None, card: Card) -> torch.device:
     device = torch.device(asked or "cuda")
     if device.type != "cuda":
         raise EngineError(f"TensorRT does not run on the device {asked!r}, it must be cuda or cuda:1 and the like")
-    if not torch.cuda.is_available():
+    if not cuda.is_available():
         built = torch.version.cuda
         lacks = "is built without CUDA" if built is None else f"is built for CUDA {built}, the driver has {card.cuda}"
         raise EngineError(
             f"the machine has a {card.name}, but torch {torch.__version__} cannot use it, it {lacks}: install the "
             "torch that fits the driver, see pytorch.org"
         )
-    return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+    return torch.device("cuda", cuda.current_device() if device.index is None else device.index)
 
 
 def _elsewhere(record: EngineRecord, card: Card) -> str:

@@ -1,233 +1,306 @@
-"""A stand-in for the full TensorRT, which needs a GPU to build: what the code may ask of it is what the real one has.
+"""A TensorRT without a card: the classes and methods that the runner uses, with the real bindings' parameters.
 
-tests/data/tensorrt_signatures.json was recorded from the real bindings (tensorrt 10.15.1.29 and 11.2.1.2 with their
-libraries, tensorrt_rtx 1.7.1.116) by `record` below: classes, attributes, parameters, enumerations. The stand-in parses
-with TensorRT for RTX, whose network is real, but lets through only what was recorded of the version that it plays.
+The "engine" is JSON. A call computes tokens = mean of the frames + arange, in the memory at the addresses it was given.
+`test_tensorrt_run` holds every signature against the installed bindings.
 """
 
 from __future__ import annotations
 
-import enum
-import inspect
+import ctypes
 import json
-import re
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
+import math
+import threading
+import time
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum, IntEnum, IntFlag
 from typing import Any
 
-RECORDS: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "tensorrt_signatures.json").read_text())
-CLASSES = ("Builder", "IBuilderConfig", "INetworkDefinition", "ILayer", "ITensor", "OnnxParser", "ParserError",
-           "IProgressMonitor", "ITimingCache", "Refitter", "OnnxParserRefitter", "Runtime", "EngineInspector",
-           "ICudaEngine")  # fmt: skip
-ENUMS = ("BuilderFlag", "NetworkDefinitionCreationFlag", "HardwareCompatibilityLevel", "ProfilingVerbosity",
-         "MemoryPoolType", "LayerInformationFormat", "ComputeCapability")  # fmt: skip
+import numpy as np
+
+from earlytom.bundle import TensorSpec
+
+NAMES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int64": "INT64", "bool": "BOOL", "uint8": "UINT8"}
+DataType = Enum("DataType", list(NAMES.values()))  # type: ignore[misc]
+TensorIOMode = Enum("TensorIOMode", ["NONE", "INPUT", "OUTPUT"])  # type: ignore[misc]
+EngineValidity = IntEnum("EngineValidity", ["VALID", "SUBOPTIMAL", "INVALID"], start=0)  # type: ignore[misc]
+CudaGraphStrategy = IntEnum("CudaGraphStrategy", ["DISABLED", "WHOLE_GRAPH_CAPTURE"], start=0)  # type: ignore[misc]
 
 
-def record(trt: Any) -> dict[str, Any]:
-    """What the bindings say of themselves: parameters of every overload ("flags=" has a default), attributes, enums."""
-    classes: dict[str, Any] = {}
-    for name in CLASSES:
-        known: dict[str, Any] = {"methods": {}, "attributes": []}
-        for member in dir(getattr(trt, name)):
-            if (member.startswith("_") and member != "__init__") or member.startswith("add_"):
-                continue
-            if name == "ICudaEngine" and member != "create_engine_inspector":
-                continue
-            value = getattr(getattr(trt, name), member)
-            if not callable(value):
-                known["attributes"].append(member)
-                continue
-            overloads = _overloads(member, value.__doc__ or "")
-            if overloads or member != "__init__":
-                known["methods"][member] = overloads
-        classes[name] = known
-    enums = {
-        name: {key: int(value) for key, value in getattr(trt, name).__members__.items()}
-        for name in ENUMS if hasattr(trt, name)
+class EngineInvalidityDiagnostics(IntFlag):
+    VERSION_MISMATCH = 1
+    UNSUPPORTED_CC = 2
+    OLD_CUDA_DRIVER = 4
+
+
+def plan(inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], **more: Any) -> bytes:
+    """The bytes of an engine."""
+    tensors = [[s.name, s.dtype, list(s.shape), s in inputs] for s in (*inputs, *outputs)]
+    return json.dumps({"tensors": tensors, **more}).encode()
+
+
+class ILogger:
+    WARNING, ERROR = 2, 1
+
+    def log(self, severity: int, message: str) -> None:
+        raise NotImplementedError
+
+
+class IRuntimeCache:
+    def __init__(self) -> None:
+        self.content = b""
+
+    def deserialize(self, blob: bytes) -> bool:
+        if not bytes(blob).startswith(b"kernels"):
+            return False
+        self.content = bytes(blob)
+        return True
+
+    def reset(self) -> bool:
+        self.content = b""
+        return True
+
+    def serialize(self) -> bytes:
+        return self.content
+
+
+class IRuntimeConfig:
+    cuda_graph_strategy = CudaGraphStrategy.DISABLED
+
+    def create_runtime_cache(self) -> IRuntimeCache:
+        return IRuntimeCache()
+
+    def set_runtime_cache(self, cache: IRuntimeCache) -> bool:
+        self.cache = cache
+        return True
+
+
+class IExecutionContext:
+    def __init__(self, engine: ICudaEngine, config: IRuntimeConfig | None) -> None:
+        self.engine, self.config = engine, config
+        self.addresses: dict[str, int] = {}
+        self.busy = threading.Lock()
+        if config is not None and hasattr(config, "cache"):
+            config.cache.content = config.cache.content or b"kernels of this card"
+
+    def set_tensor_address(self, name: str, memory: int) -> bool:
+        assert type(name) is str and type(memory) is int and memory % 16 == 0
+        self.addresses[name] = memory
+        return name in self.engine.tensors
+
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        assert type(stream_handle) is int
+        assert stream_handle != 0, "TensorRT synchronises on the default stream"
+        state = self.engine.state
+        if state.fail:
+            return False
+        addresses = dict(self.addresses)
+        assert set(addresses) == set(self.engine.tensors)
+        if state.capturing is not None:
+            if state.refuse_capture:
+                raise RuntimeError("operation not permitted when stream is capturing")
+            state.capturing.append(lambda: self.compute(addresses))
+        else:
+            state.enqueued += 1
+            self.compute(addresses)
+        return True
+
+    def compute(self, addresses: dict[str, int]) -> None:
+        assert self.busy.acquire(blocking=False), "two threads in one context"
+        try:
+            with self.engine.state.counting():
+                time.sleep(self.engine.state.delay)
+                arrays = {n: array_at(addresses[n], *spec[:2]) for n, spec in self.engine.tensors.items()}
+                mean = float(arrays["frames"].mean())
+                arrays["tokens"][:] = np.arange(arrays["tokens"].size).reshape(arrays["tokens"].shape) + mean
+        finally:
+            self.busy.release()
+
+
+def array_at(address: int, dtype: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    kind = np.dtype(dtype)
+    buffer = (ctypes.c_uint8 * (math.prod(shape) * kind.itemsize)).from_address(address)
+    return np.frombuffer(buffer, kind).reshape(shape)
+
+
+class ICudaEngine:
+    device_memory_size_v2 = 1000
+
+    def __init__(self, content: dict[str, Any], state: State) -> None:
+        self.tensors = {name: (dtype, tuple(shape), taken) for name, dtype, shape, taken in content["tensors"]}
+        self.state = state
+        self.num_io_tensors = len(self.tensors)
+
+    def get_tensor_name(self, index: int) -> str:
+        return list(self.tensors)[index]
+
+    def get_tensor_dtype(self, name: str) -> Any:
+        return DataType[NAMES[self.tensors[name][0]]]
+
+    def get_tensor_mode(self, name: str) -> Any:
+        return TensorIOMode["INPUT" if self.tensors[name][2] else "OUTPUT"]
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return self.tensors[name][1]
+
+    def create_runtime_config(self) -> IRuntimeConfig:
+        return IRuntimeConfig()
+
+    def create_execution_context(self, runtime_config: IRuntimeConfig | None = None) -> IExecutionContext | None:
+        if self.state.contexts >= self.state.room:
+            return None
+        self.state.contexts += 1
+        self.state.configs.append(runtime_config)
+        return IExecutionContext(self, runtime_config)
+
+
+class Runtime:
+    def __init__(self, logger: ILogger) -> None:
+        self.logger, self.engine_host_code_allowed = logger, False
+
+    def get_engine_validity(self, buffer: bytes) -> tuple[Any, int]:
+        return state.validity
+
+    def deserialize_cuda_engine(self, serialized_engine: bytes) -> ICudaEngine | None:
+        state.deserialised.append(bytes(serialized_engine))
+        try:
+            content = json.loads(bytes(serialized_engine))
+        except ValueError:
+            self.logger.log(ILogger.ERROR, "Error Code 1:\n magic tag does not match")
+            return None
+        if content.get("host_code") and not self.engine_host_code_allowed:
+            self.logger.log(ILogger.ERROR, "host code is not allowed")
+            return None
+        return ICudaEngine(content, state)
+
+
+class Refitter:
+    def __init__(self, engine: ICudaEngine, logger: ILogger) -> None: ...
+
+    def get_missing_weights(self) -> list[str]:
+        return []
+
+    def refit_cuda_engine(self) -> bool:
+        return True
+
+
+class OnnxParserRefitter:
+    num_errors = 0
+
+    def __init__(self, refitter: Refitter, logger: ILogger) -> None: ...
+
+    def refit_from_file(self, model: str) -> bool:
+        state.refitted.append(model)
+        return True
+
+
+class State:
+    """What happened, and what is to go wrong."""
+
+    def __init__(self) -> None:
+        self.deserialised: list[bytes] = []
+        self.refitted: list[str] = []
+        self.configs: list[IRuntimeConfig | None] = []
+        self.capturing: list[Any] | None = None
+        self.refuse_capture = self.fail = False
+        self.enqueued = self.replayed = self.contexts = self.running = self.most = 0
+        self.room, self.delay = 100, 0.0
+        self.validity: tuple[Any, int] = (EngineValidity.VALID, 0)
+        self.lock = threading.Lock()
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        with self.lock:
+            self.running += 1
+            self.most = max(self.most, self.running)
+        yield
+        with self.lock:
+            self.running -= 1
+
+
+state = State()
+
+
+class Stream:
+    handles = iter(range(1, 1 << 30))
+
+    def __init__(self, device: Any = None, handle: int | None = None) -> None:
+        self.cuda_stream = next(self.handles) if handle is None else handle
+
+    def wait_stream(self, stream: Stream) -> None:
+        assert isinstance(stream, Stream)
+
+    def wait_event(self, event: Event) -> None:
+        assert isinstance(event, Event)
+
+    def synchronize(self) -> None: ...
+
+
+class Event:
+    def record(self, stream: Stream) -> None:
+        assert isinstance(stream, Stream)
+
+    def synchronize(self) -> None: ...
+
+
+class CUDAGraph:
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+
+    def replay(self) -> None:
+        with state.lock:
+            state.replayed += 1
+        assert self.calls
+        for call in self.calls:
+            call()
+
+
+def cuda() -> types.SimpleNamespace:
+    """What stands in for torch.cuda."""
+    current = Stream(handle=0)
+
+    @contextmanager
+    def graph(graph: CUDAGraph, stream: Stream, capture_error_mode: str) -> Iterator[None]:
+        assert stream.cuda_stream != 0 and capture_error_mode == "thread_local"
+        state.capturing = graph.calls
+        try:
+            yield
+        finally:
+            state.capturing = None
+
+    @contextmanager
+    def device(device: Any) -> Iterator[None]:
+        yield
+
+    return types.SimpleNamespace(
+        Stream=Stream, Event=Event, CUDAGraph=CUDAGraph, graph=graph, device=device,
+        current_stream=lambda device=None: current, current_device=lambda: 0, is_available=lambda: True,
+    )  # fmt: skip
+
+
+def module(product: str, version: str) -> types.ModuleType:
+    """`tensorrt` or `tensorrt_rtx`; forgets what happened before."""
+    global state
+    state = State()
+    made = types.ModuleType(product)
+    public: dict[str, Any] = {
+        "__version__": version, "ILogger": ILogger, "Runtime": Runtime, "TensorIOMode": TensorIOMode,
+        "DataType": DataType, "Refitter": Refitter, "OnnxParserRefitter": OnnxParserRefitter,
     }  # fmt: skip
-    return {"classes": classes, "enums": enums}
+    if product == "tensorrt_rtx":
+        public |= {"CudaGraphStrategy": CudaGraphStrategy, "EngineValidity": EngineValidity,
+                   "EngineInvalidityDiagnostics": EngineInvalidityDiagnostics}  # fmt: skip
+    else:
+        public["Runtime"] = type("Runtime", (_NoValidity,), {})
+    made.__dict__.update(public)
+    return made
 
 
-def _overloads(name: str, text: str) -> list[list[str]]:
-    found: list[list[str]] = []
-    for match in re.finditer(rf"(?:^|\n\s*)(?:\d+\. )?{re.escape(name)}\((self: [^\n]*)\)(?: -> [^\n]*)?", text):
-        parameters = []
-        for part in re.sub(r"<[^>]*>|\[[^\]]*\]", "", match[1]).split(", ")[1:]:
-            if word := re.match(r"(\w+):", part):
-                parameters.append(word[1] + ("=" if " = " in part else ""))
-        if parameters not in found:
-            found.append(parameters)
-    return found
+class _NoValidity:
+    """TensorRT's own runtime cannot be asked about an engine."""
 
+    def __init__(self, logger: ILogger) -> None:
+        self.logger, self.engine_host_code_allowed = logger, False
 
-def fake_tensorrt(version: str, *, gpu: bool = True) -> ModuleType:
-    """A module that plays `tensorrt` of a recorded version. `module.state` is what was asked of it."""
-    import tensorrt_rtx as rtx
-
-    classes = RECORDS[version]["classes"]
-    module: Any = ModuleType("tensorrt")
-    module.__version__ = version
-    module.state = state = SimpleNamespace(configs=[], builds=0, refitted=[], missing=[], inspected="{}")
-    for name, members in RECORDS[version]["enums"].items():
-        setattr(module, name, enum.IntEnum(name, members))
-    for name in ("ILogger", "IProgressMonitor", "LayerType", "DataType"):
-        setattr(module, name, getattr(rtx, name))
-
-    class Guard:
-        """Passes on to a real object what the version's class has."""
-
-        def __init__(self, kind: str, real: Any) -> None:
-            self.__dict__.update(kind=kind, real=real)
-
-        def __getattr__(self, name: str) -> Any:
-            known = classes[self.kind]
-            if name not in known["methods"] and name not in known["attributes"]:
-                raise AttributeError(f"tensorrt {version}: {self.kind} has no {name}")
-            return getattr(self.real, name)
-
-    def recorded(cls: type) -> type:
-        """Refuse a class whose methods differ from the recording."""
-        known = classes[cls.__name__]
-        for name, method in vars(cls).items():
-            if not callable(method) or (name.startswith("_") and name != "__init__"):
-                continue
-            parameters = list(inspect.signature(method).parameters.values())[1:]
-            mine = [p.name + ("" if p.default is p.empty else "=") for p in parameters]
-            if name == "__init__" and name not in known["methods"]:
-                continue  # made by a factory
-            assert mine in known["methods"].get(name, ()), f"{version}: {cls.__name__}.{name}{mine} is not recorded"
-        setattr(module, cls.__name__, cls)
-        return cls
-
-    @recorded
-    class Builder:
-        def __init__(self, logger: Any) -> None:
-            if not gpu:
-                logger.log(rtx.ILogger.ERROR, "createInferBuilder: Error Code 6: API Usage Error (CUDA initialization "
-                           "failure with error: 35. Please check your CUDA installation)")  # fmt: skip
-                raise TypeError("pybind11::init(): factory function returned nullptr")
-            self._real, self._logger = rtx.Builder(logger), logger
-
-        def create_network(self, flags: int = 0) -> Any:
-            assert flags == 1 << module.NetworkDefinitionCreationFlag.STRONGLY_TYPED
-            real = self._real.create_network(1 << int(rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-            return Guard("INetworkDefinition", real)
-
-        def create_builder_config(self) -> Any:
-            return IBuilderConfig()
-
-        def build_serialized_network(self, network: Any, config: Any) -> Any:
-            assert isinstance(network, Guard) and isinstance(config, IBuilderConfig)
-            state.configs.append(config)
-            state.builds += 1
-            monitor = config.progress_monitor
-            monitor.phase_start("Building engine", None, 200)
-            for step in range(200):
-                if not monitor.step_complete("Building engine", step):
-                    return None
-            monitor.phase_finish("Building engine")
-            if config.cache is not None:
-                config.cache.content += b"+measured"
-            return b"an engine"
-
-    @recorded
-    class IBuilderConfig:
-        def __init__(self) -> None:
-            self.__dict__.update(set_flags={module.BuilderFlag.TF32}, pools={}, cache=None, values={})
-
-        def __setattr__(self, name: str, value: Any) -> None:
-            if name not in classes["IBuilderConfig"]["attributes"]:
-                raise AttributeError(f"tensorrt {version}: IBuilderConfig has no {name}")
-            self.values[name] = value
-
-        def __getattr__(self, name: str) -> Any:
-            try:
-                return self.__dict__["values"][name]
-            except KeyError:
-                raise AttributeError(name) from None
-
-        def set_flag(self, flag: Any) -> None:
-            self.set_flags.add(module.BuilderFlag(flag))
-
-        def clear_flag(self, flag: Any) -> None:
-            self.set_flags.discard(module.BuilderFlag(flag))
-
-        def set_memory_pool_limit(self, pool: Any, pool_size: int) -> None:
-            self.pools[module.MemoryPoolType(pool)] = pool_size
-
-        def create_timing_cache(self, serialized_timing_cache: bytes) -> Any:
-            return None if serialized_timing_cache == b"damaged" else ITimingCache(serialized_timing_cache)
-
-        def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
-            if cache.content.startswith(b"foreign") and not ignore_mismatch:
-                return False
-            self.__dict__["cache"] = cache
-            return True
-
-        def get_timing_cache(self) -> Any:
-            return self.cache
-
-    @recorded
-    class ITimingCache:
-        def __init__(self, content: bytes) -> None:
-            self.content = content
-
-        def serialize(self) -> bytes:
-            return self.content
-
-    @recorded
-    class OnnxParser:
-        def __init__(self, network: Any, logger: Any) -> None:
-            self._real = Guard("OnnxParser", rtx.OnnxParser(network.real, logger))
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._real, name)
-
-    @recorded
-    class Refitter:
-        def __init__(self, engine: Any, logger: Any) -> None:
-            self.engine = engine
-
-        def get_missing_weights(self) -> list[str]:
-            return list(state.missing)
-
-        def refit_cuda_engine(self) -> bool:
-            return True
-
-    @recorded
-    class OnnxParserRefitter:
-        num_errors = 0
-
-        def __init__(self, refitter: Any, logger: Any) -> None:
-            assert isinstance(refitter, Refitter)
-
-        def refit_from_file(self, model: str) -> bool:
-            assert isinstance(model, str)
-            state.refitted.append(model)
-            return True
-
-    @recorded
-    class EngineInspector:
-        def get_engine_information(self, format: Any) -> str:
-            assert format is module.LayerInformationFormat.JSON
-            return str(state.inspected)
-
-    @recorded
-    class ICudaEngine:
-        def create_engine_inspector(self) -> Any:
-            return EngineInspector()
-
-    class Runtime:
-        def __init__(self, logger: Any) -> None:
-            assert classes["Runtime"]["methods"]["__init__"] == [["logger"]]
-
-        def __setattr__(self, name: str, value: Any) -> None:
-            assert name in classes["Runtime"]["attributes"]
-            super().__setattr__(name, value)
-
-        def deserialize_cuda_engine(self, serialized_engine: bytes) -> Any:
-            return ICudaEngine() if serialized_engine == b"an engine" else None
-
-    module.Runtime = Runtime
-    fake: ModuleType = module
-    return fake
+    deserialize_cuda_engine = Runtime.deserialize_cuda_engine

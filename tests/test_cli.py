@@ -16,6 +16,7 @@ import torch
 
 from earlytom.bundle import read_bundle
 from earlytom.clips import synthetic_clip
+from earlytom.errors import EngineError
 from engines.runner import open_runner
 from export.cli import main, verify_main
 from scripts.infer import main as infer
@@ -204,7 +205,7 @@ def test_an_engine_for_other_cards_is_built_here_and_not_run_here(tmp_path, caps
     ask = ["--bundle", output, "--video", clips.real("bikes"), "--prompt", "What?", "--engine", "tensorrt-rtx"]
     line = refused(["--checkpoint", "demo", *ask], capsys, infer)
     assert "other weights" in line  # the weights are looked at before the engine
-    with pytest.raises(Exception, match=r"no CUDA device.*sm80 \(A100\)"):
+    with pytest.raises(EngineError, match=r"no CUDA device.*sm80 \(A100\)"):
         open_runner(found, "tensorrt-rtx")
     with open_runner(found) as runner:
         assert runner.name == "onnxruntime" and "no CUDA device" in runner.why
