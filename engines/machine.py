@@ -32,7 +32,7 @@ def versions() -> dict[str, str]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return found | {"torch": torch.__version__}  # which says what it was built for
 
 
 def describe_machine() -> dict[str, Any]:

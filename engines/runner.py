@@ -122,13 +122,16 @@ class OpenOptions:
     """What a caller may ask of an engine; each takes what concerns it.
 
     device: "cpu", "cuda" or "cuda:1", None for the best there is; threads: inside one operator, on a CPU; providers:
-    ONNX Runtime's, in order of preference; vision: the weights, for the torch engine, moved to `device`.
+    ONNX Runtime's, in order of preference; vision: the weights, for the torch engine, moved to `device`; cuda_graph:
+    whether TensorRT replays a captured graph; contexts: calls that TensorRT may work on at once.
     """
 
     device: str | None = None
     threads: int | None = None
     providers: tuple[str, ...] | None = None
     vision: Vision | None = None
+    cuda_graph: bool = True
+    contexts: int = 2  # each has activations of its own
 
 
 class _Engine(NamedTuple):
@@ -168,7 +171,7 @@ def available_engines() -> tuple[Availability, ...]:
 
 def open_runner(
     bundle: Bundle | Path | str, engine: str = "auto", *, device: str | None = None, threads: int | None = None,
-    providers: tuple[str, ...] | None = None, vision: Vision | None = None,
+    providers: tuple[str, ...] | None = None, vision: Vision | None = None, cuda_graph: bool = True, contexts: int = 2,
 ) -> Runner:
     """Open `bundle` with `engine`, or with the best that this machine can run; `Runner.why` says which and why.
 
@@ -178,7 +181,7 @@ def open_runner(
     if engine != "auto" and engine not in ENGINES:
         raise EngineError(f"there is no engine {engine!r}, it must be one of auto, {', '.join(ENGINES)}")
     bundle = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
-    options = OpenOptions(device, threads, tuple(providers) if providers else None, vision)
+    options = OpenOptions(device, threads, tuple(providers) if providers else None, vision, cuda_graph, contexts)
     if engine != "auto":
         runner = _open(engine, bundle, options)
         runner.why = f"{runner.why}: asked for"

@@ -7,7 +7,6 @@ tensorrt_context, kernels compiled at load are kept by tensorrt_cache.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,17 +24,8 @@ from .tensorrt_guard import choose_record, library_objection, rebuild_command
 from .tensorrt_network import make_logger, refit
 from .tensorrt_products import Card, current_card, import_product, product_of
 
-CONTEXTS = 2  # requests that the card may work on at once; each has activations of its own
 _TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int64": "INT64", "int32": "INT32",
           "bool": "BOOL", "uint8": "UINT8"}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class TensorRTOptions(OpenOptions):
-    """OpenOptions and what concerns these engines, see TensorRTRunner."""
-
-    cuda_graph: bool = True
-    contexts: int = CONTEXTS
 
 
 class LoadedEngine(NamedTuple):
@@ -63,7 +53,7 @@ class TensorRTRunner(Closing):
 
     def __init__(
         self, name: str, loaded: LoadedEngine, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], *,
-        device: torch.device, cuda_graph: bool = True, contexts: int = CONTEXTS, cache: CacheFile | None = None,
+        device: torch.device, cuda_graph: bool = True, contexts: int = 2, cache: CacheFile | None = None,
         why: str = "",
     ) -> None:
         self.name, self.inputs, self.outputs, self.device = name, inputs, outputs, device
@@ -182,7 +172,7 @@ def probe(name: str) -> str:
 
 
 def open_bundle(name: str, bundle: Bundle, options: OpenOptions) -> Runner:
-    """See engines.runner; options: TensorRTOptions, or OpenOptions for its defaults."""
+    """See engines.runner."""
     index = torch.device(options.device).index if options.device else None
     if index is None:
         index = cuda.current_device() if cuda.is_available() else 0
@@ -201,7 +191,7 @@ def open_bundle(name: str, bundle: Bundle, options: OpenOptions) -> Runner:
         cache = CacheFile(cache_path(bundle.file(record.file), trt.__version__, card), digest)
     return TensorRTRunner(
         name, loaded, bundle.manifest.inputs, bundle.manifest.outputs, device=device, cache=cache,
-        cuda_graph=getattr(options, "cuda_graph", True), contexts=getattr(options, "contexts", CONTEXTS),
+        cuda_graph=options.cuda_graph, contexts=options.contexts,
         why=f"{product.title} {trt.__version__}, {record.file} on {card.name}{_elsewhere(record, card)}",
     )  # fmt: skip
 

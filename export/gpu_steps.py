@@ -82,7 +82,6 @@ class _Check:
         """What is looked at for one variant only."""
         unpruned = Variant(variant.dtype, variant.width, pruned=False)
         operator = Variant(variant.dtype, variant.width, opset=ATTENTION_OPSET)
-        ort = self.guess(30 if self.shop.device.type == "cuda" else 240, 5, "open onnxruntime")
         return [
             Step("unpruned", "TensorRT without EarlyTom, against TensorRT with it", self.engine_guess(unpruned, TRT),
                  lambda: self.unpruned(variant, unpruned)),
@@ -92,8 +91,8 @@ class _Check:
             Step("rebuild", "build again from the timing cache", self.guess(60, 2), lambda: self.rebuild(variant)),
             Step("attention", f"opset {ATTENTION_OPSET} with its Attention operator against primitives",
                  self.engine_guess(operator, TRT), lambda: self.attention(variant, operator)),
-            Step("onnxruntime", "the graph in ONNX Runtime; every engine against it", ort,
-                 lambda: self.onnxruntime(variant)),
+            Step("onnxruntime", "the graph in ONNX Runtime; every engine against it",
+                 self.guess(100, 5, "open onnxruntime"), lambda: self.onnxruntime(variant)),
             Step("oracle", "the released algorithm against the static tower, fp32", self.guess(15, 2),
                  lambda: self.answers.oracle(variant.width)),
         ]  # fmt: skip

@@ -124,7 +124,7 @@ class Workshop:
     def bundle(self, variant: Variant) -> Bundle:
         """The variant's graph in a bundle. Raises ExportError, ImportError where the exporter is not installed."""
         if variant not in self.bundles:
-            for package in ("onnx", "onnx_ir", "onnxscript"):  # where one is missing, say so and not that tracing failed
+            for package in ("onnx", "onnx_ir", "onnxscript"):  # say which is missing, not that tracing failed
                 importlib.import_module(package)
             from .onnx import export_tower
 
@@ -179,9 +179,10 @@ class Workshop:
 
                 self.runners[key] = open_runner(bundle, engine)
             else:
-                from engines.tensorrt_run import TensorRTOptions, open_bundle
+                from engines.runner import OpenOptions
+                from engines.tensorrt_run import open_bundle
 
-                self.runners[key] = open_bundle(engine, bundle, TensorRTOptions(cuda_graph=cuda_graph))
+                self.runners[key] = open_bundle(engine, bundle, OpenOptions(cuda_graph=cuda_graph))
             self.learned[f"open {engine}"] = time.perf_counter() - start
         return self.runners[key]
 

@@ -34,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
     add("--llm-dtype", choices=("fp32", "fp16", "bf16"), help="default bf16 on a GPU, fp32 on a CPU")
     add("--attention", default="sdpa", choices=("sdpa", "eager", "flash_attention_2"), help="of the language model")
     add("--threads", type=int, metavar="N", help="CPU threads of the engine")
+    add("--no-cuda-graph", action="store_true", help="run a TensorRT engine without capturing a CUDA graph")
     add("--max-new-tokens", type=int, default=128, metavar="N")
     add("--sample", action="store_true", help="sample instead of taking the likeliest token")
     add("--temperature", type=float, default=None, help="with --sample")
@@ -86,7 +87,10 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if model.tokenizer is None:
         raise ConfigError(f"the checkpoint {name} has no tokenizer, so a question cannot be put to it")
-    runner = open_runner(bundle, arguments.engine, threads=arguments.threads, vision=model.vision)
+    runner = open_runner(
+        bundle, arguments.engine, threads=arguments.threads, vision=model.vision,
+        cuda_graph=not arguments.no_cuda_graph,
+    )  # fmt: skip
     with runner:
         _note(arguments, f"engine: {runner.why}")
         pipeline = VideoPipeline(

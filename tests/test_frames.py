@@ -101,7 +101,7 @@ def test_any_legal_budget_leaves_exactly_that_many_frames_in_order(clip, data):
 
 @given(clips(), st.data())
 def test_frames_go_in_the_specified_order(clip, data):
-    """docs/method.md, section 4: the rules' frames first, each group by similarity to the frame before, never frame 0."""
+    """docs/method.md, section 4: the frames of the rules first, each group by similarity to the frame before it."""
     hidden, settings = clip
     budget = data.draw(st.integers(1, len(hidden)))
     alike = similarity(hidden)
