@@ -121,8 +121,8 @@ def select_tokens(
     dominant = round(budget * (1 - contextual))
     sizes = window_sizes(patches, max(1, round(patches * retain_ratio)))
     tokens, frame, position = [], [], []
-    for start, end in segments:
-        for f in range(int(start), int(end) + 1):
+    for start, end in ((int(first), int(last)) for first, last in segments):
+        for f in range(start, end + 1):
             if f not in (start, end):
                 places, at = [], 0
                 for size in sizes:
@@ -201,6 +201,7 @@ def _encode(
     if not layers or sorted(set(layers)) != layers or layers[0] < 0 or layers[-1] >= len(vision.layers):
         raise ConfigError(f"merge_layers are {layers}, they must be rising numbers in 0..{len(vision.layers) - 1}")
     side = vision.geometry.image_size
+    frames = torch.as_tensor(frames, device=vision.device)  # NumPy's too
     if frames.dim() != 4 or frames.shape[1:] != (side, side, 3) or frames.dtype != torch.uint8:
         raise InputError(
             f"frames are {frames.dtype} {list(frames.shape)}, they must be torch.uint8 [T, {side}, {side}, 3]"

@@ -144,7 +144,9 @@ class _Ladder:
         try:
             outputs = self._outputs(engine)
         except EngineError as error:
-            return HopReport(name, engine, self.dtype, "not run", (str(error),)), None
+            # Where the bundle lies now, perhaps in a temporary directory, is nothing to keep in its manifest.
+            reason = str(error).replace(str(self.bundle.path), "BUNDLE")
+            return HopReport(name, engine, self.dtype, "not run", (reason,)), None
         if self.directory is not None:
             save_outputs(self.directory, engine, outputs)
         trace = TowerTrace(outputs, (), None, None)
