@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import random
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 
 GOLDEN = Path(__file__).parent / "golden"
 
+# A shell that runs the tests in the background has Ctrl-C ignored, for them and for what they start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(2)  # before any work: results of a sum must not depend on the machine's core count
 settings.register_profile("earlytom", deadline=None, derandomize=True)
 settings.load_profile("earlytom")

@@ -1,0 +1,90 @@
+"""From what was typed to a configuration, and the progress on the way."""
+
+import io
+
+import pytest
+
+from earlytom.checkpoint import CheckpointIdentity
+from earlytom.errors import ConfigError
+from earlytom.inner import InnerMerging
+from earlytom.shapes import VisionGeometry
+from export.cli import export_parser
+from export.progress import Progress
+from export.settings import resolve
+
+
+def identity(**changes):
+    values = {"name": "x", "format": "llava-next", "digest": "0", "geometry": VisionGeometry(), "pooling": "bilinear",
+              "newline": "one_token", "language_layers": 28}  # fmt: skip
+    return CheckpointIdentity(**(values | changes))
+
+
+def settle(*argv, environ=None, **changes):
+    return resolve(export_parser().parse_args(list(argv)), identity(**changes), environ or {})
+
+
+def test_nothing_typed_is_the_published_setting_at_a_fifth():
+    config = settle()
+    assert (config.retain, config.frames, config.tau, config.merge_layers) == (0.2, 32, 0.5, (8, 21, 23))
+    assert config.inner == InnerMerging(18, 0.5, "attention")
+
+
+def test_what_was_typed_wins():
+    config = settle(
+        "--retain", "0.1", "--preset", "mvbench", "--tau", "0.9", "--frames", "16", "--merge-layers", "1,2",
+        "--frame-budgets", "8,4", "--max-window", "5", "--ema", "0.5", "--contextual", "0.1", "--inner-layer", "3",
+        "--inner-ratio", "0.25", "--inner-method", "dpc-knn",
+    )  # fmt: skip
+    assert (config.retain, config.tau, config.frames, config.merge_layers) == (0.1, 0.9, 16, (1, 2))
+    assert (config.frame_budgets, config.max_window, config.ema, config.contextual) == ((8, 4), 5, 0.5, 0.1)
+    assert config.inner == InnerMerging(3, 0.25, "dpc-knn")
+
+
+def test_the_environment_counts_only_when_asked_for_and_below_what_was_typed():
+    environ = {"RETAIN_RATIO": "0.15", "T": "0.4", "PRUNE_LAYERS": "4,5,6", "INNER_k": "7", "INNER_r": "0.3"}
+    assert settle(environ=environ).tau == 0.5
+    config = settle("--from-environment", "--tau", "0.6", environ=environ)
+    assert (config.retain, config.tau, config.merge_layers) == (0.15, 0.6, (4, 5, 6))
+    assert config.inner == InnerMerging(7, 0.3)
+    with pytest.raises(ConfigError, match="variable T"):
+        settle("--from-environment", environ={"T": "warm"})
+
+
+def test_the_checkpoint_decides_geometry():
+    video = settle(pooling="average", newline="grid")
+    assert (video.frames, video.pooling, video.newline) == (64, "average", "grid")
+    shallow = settle(geometry=VisionGeometry(layers=6), language_layers=6)
+    assert shallow.merge_layers == (1, 4, 5)
+    assert shallow.inner.layer == 3, "the published layer 18 of 28, at the same relative depth"
+    assert settle("--inner-layer", "0").inner is None
+    with pytest.raises(ConfigError, match=r"1\.\.27"):
+        settle("--inner-layer", "28")
+
+
+def test_a_list_that_is_none_is_a_usage_error(capsys):
+    with pytest.raises(SystemExit):
+        export_parser().parse_args(["--merge-layers", "8;21"])
+    assert "not a list of whole numbers such as 20,12,8" in capsys.readouterr().err
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_progress_tells_stages_in_a_log_and_steps_on_a_terminal():
+    log, terminal = io.StringIO(), Terminal()
+    for stream in (log, terminal):
+        progress = Progress(("load", "export"), stream=stream)
+        with progress.stage("load"):
+            progress.step("reading weights")
+        assert progress.seconds["load"] >= 0
+        with pytest.raises(KeyError), progress.stage("export"):
+            raise KeyError
+        assert "export" not in progress.seconds, "a stage that failed is not done"
+    assert "load" in log.getvalue() and "reading weights" not in log.getvalue() and "\r" not in log.getvalue()
+    assert "reading weights" in terminal.getvalue()
+    quiet = io.StringIO()
+    with Progress(("load",), quiet=True, stream=quiet).stage("load"):
+        pass
+    assert quiet.getvalue() == ""
