@@ -72,7 +72,7 @@ def load(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     parts: Sequence[str] = PARTS,
-    attn_implementation: str = "sdpa",
+    attn_implementation: str | None = None,
     pooling: str | None = None,
 ) -> Model:
     """Load a checkpoint's weights, those of `parts` only, cast to `dtype` on `device`; modules are in eval mode.
@@ -81,7 +81,8 @@ def load(
     HF_HUB_OFFLINE; only JSON, tokenizer and safetensors files are ever fetched. parts: of "vision" and "language"; a
     weight file that holds nothing of them is neither fetched nor opened. pooling: in place of the checkpoint's own
     (LLaVA-Video is evaluated with "average" whatever its file says). device: "meta" checks every name and shape and
-    reads no weight. attn_implementation: the LLM's attention, as transformers names it. Tensors are read one at a time
+    reads no weight. attn_implementation: the LLM's attention, as transformers names it; None takes flash
+    attention where it is installed and fits device and dtype, else sdpa. Tensors are read one at a time
     into modules that hold nothing before, so memory never holds more than the model and one tensor.
 
     Raises CheckpointError, one sentence, when there is no such checkpoint, when it is foreign, damaged or incomplete,
@@ -94,6 +95,7 @@ def load(
     if pooling not in (None, *POOLING):
         raise InputError(f"pooling is {pooling!r}, it must be one of {', '.join(POOLING)}")
     parts = tuple(part for part in PARTS if part in parts)
+    attn_implementation = attn_implementation or best_attention(torch.device(device), dtype)
     if str(checkpoint) == "demo":
         from .demo import write_demo
 
@@ -102,6 +104,16 @@ def load(
             return _load(directory, "demo", "demo", dtype, torch.device(device), parts, attn_implementation, pooling)
     directory = checkpoint_directory(checkpoint, parts)
     return _load(directory, str(checkpoint), None, dtype, torch.device(device), parts, attn_implementation, pooling)
+
+
+def best_attention(device: torch.device, dtype: torch.dtype) -> str:
+    """"flash_attention_2" where flash-attn is installed and can run on this device in this dtype, else "sdpa"."""
+    if device.type == "cuda" and dtype in (torch.float16, torch.bfloat16):
+        from transformers.utils import is_flash_attn_2_available
+
+        if is_flash_attn_2_available():
+            return "flash_attention_2"
+    return "sdpa"
 
 
 def checkpoint_directory(checkpoint: str | Path, parts: Sequence[str] = PARTS) -> Path:

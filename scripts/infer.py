@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     add("--checkpoint", metavar="PATH|HUB_ID", help="the weights, if they are not where the bundle says")
     add("--device", help="of the language model: cpu, cuda, ... (default cuda where there is one)")
     add("--llm-dtype", choices=("fp32", "fp16", "bf16"), help="default bf16 on a GPU, fp32 on a CPU")
-    add("--attention", default="sdpa", choices=("sdpa", "eager", "flash_attention_2"), help="of the language model")
+    add("--attention", choices=("sdpa", "eager", "flash_attention_2"), help="of the LLM (default: the best there is)")
     add("--threads", type=int, metavar="N", help="CPU threads of the engine")
     add("--no-cuda-graph", action="store_true", help="run a TensorRT engine without capturing a CUDA graph")
     add("--max-new-tokens", type=int, default=128, metavar="N")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from earlytom.checkpoint import Model, load
+from earlytom.checkpoint import Model, best_attention, load
 from earlytom.demo import write_demo
 from earlytom.demo_tokenizer import special_ids, vocabulary
 from earlytom.errors import CheckpointError, InputError
@@ -263,3 +263,14 @@ def test_tokenizer_in_the_files_llava_next_publishes(demo: Path) -> None:
     tokenizer = load(demo, parts=("language",)).tokenizer
     text = "<|im_start|>user\n a man runs 12 mètres.<|im_end|>\n"
     assert tokenizer(text).input_ids == expected(text).input_ids and tokenizer.decode(tokenizer(text).input_ids) == text
+
+
+def test_flash_attention_is_taken_where_it_is_installed_and_fits(monkeypatch):
+    import transformers.utils
+
+    for installed in (True, False):
+        monkeypatch.setattr(transformers.utils, "is_flash_attn_2_available", lambda installed=installed: installed)
+        cuda = best_attention(torch.device("cuda", 0), torch.bfloat16)
+        assert cuda == ("flash_attention_2" if installed else "sdpa")
+        assert best_attention(torch.device("cuda"), torch.float32) == "sdpa", "it has no float32"
+        assert best_attention(torch.device("cpu"), torch.float16) == "sdpa"
