@@ -18,9 +18,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .errors import BundleError, EarlyTomError
+from .errors import BundleError, CheckpointError, EarlyTomError
 from .manifest import (
     COMPATIBILITY,
     DIGEST_KEY,
@@ -38,6 +38,9 @@ from .manifest import (
     request_key,
 )
 
+if TYPE_CHECKING:
+    from .checkpoint import CheckpointIdentity
+
 __all__ = [
     "COMPATIBILITY",
     "DTYPES",
@@ -52,6 +55,7 @@ __all__ = [
     "Manifest",
     "TensorSpec",
     "TokenCounts",
+    "digest_file",
     "find_same",
     "read_bundle",
     "request_key",
@@ -88,11 +92,19 @@ class Bundle:
                 elif (size := path.stat().st_size) != record.bytes:
                     wrong.append(f"{path.name} has {size} bytes where the manifest says {record.bytes}")
             if content and not wrong:
-                wrong = [f"{path.name} was changed (SHA-256)" for path, record in paths if _digest_file(path) != record]
+                wrong = [f"{path.name} was changed (SHA-256)" for path, record in paths if digest_file(path) != record]
         except OSError as error:
             wrong.append(f"{error.filename} cannot be read ({error.strerror})")
         if wrong:
             raise BundleError(f"the bundle {self.path} is damaged: {'; '.join(wrong)}; copy or export it again")
+
+    def check_weights(self, identity: CheckpointIdentity) -> None:
+        """Raise CheckpointError unless the bundle was made from the checkpoint that `identity` names."""
+        if identity.digest != self.manifest.checkpoint["digest"]:
+            raise CheckpointError(
+                f"the bundle {self.path} was made from other weights than {identity.name} holds now: export it again, "
+                "or give the checkpoint it was made from with --checkpoint"
+            )
 
 
 def read_bundle(path: Path | str, *, check: bool = True) -> Bundle:
@@ -171,7 +183,7 @@ class BundleWriter:
         for entry in sorted(self.path.iterdir()):
             if entry.is_symlink() or not entry.is_file():
                 raise BundleError(f"{entry} is not a plain file: a bundle holds nothing else")
-            files[entry.name] = _digest_file(entry)
+            files[entry.name] = digest_file(entry)
             _sync(entry)
         manifest = replace(manifest, files=files)
         _write_manifest(self.path, manifest)
@@ -236,7 +248,7 @@ def update_bundle(
                 else:
                     shutil.copyfile(source, temporary[name])
                 _sync(temporary[name])
-                records[name] = _digest_file(temporary[name])
+                records[name] = digest_file(temporary[name])
             final = replace(
                 manifest,
                 files=manifest.files | records,
@@ -294,7 +306,8 @@ def _check_replaceable(output: Path, force: bool) -> None:
         )
 
 
-def _digest_file(path: Path) -> FileRecord:
+def digest_file(path: Path) -> FileRecord:
+    """Size and SHA-256 of a file, as a manifest records them."""
     digest, size = hashlib.sha256(), 0
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK):

@@ -165,11 +165,7 @@ class Wrapper:
         for name in ("image_sizes", "image_sizes_videos", "batch_num_images", "position_ids"):
             kwargs.pop(name, None)
         placeholder = self.model.config.video_token_id
-        prompts = [
-            _mark_video(row if mask is None else row[mask[i].bool()], placeholder) for i, row in enumerate(ids)
-        ]
-        if len(prompts) != len(pixels):
-            raise InputError(f"{len(prompts)} prompts do not go with {len(pixels)} videos: one video for each prompt")
+        prompts = [_mark_video(row, placeholder) for row in _unpadded(ids, mask, len(pixels))]
         return prompts, self.encode(pixels), kwargs, ids
 
     def _llava_next_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -184,14 +180,19 @@ class Wrapper:
         for name in ("images", "modalities", "image_sizes", "position_ids"):
             kwargs.pop(name, None)
         videos = [video if isinstance(video, Tensor) else torch.stack(list(video)) for video in images]
-        rows = [row if mask is None else row[mask[i].bool()] for i, row in enumerate(ids)]
-        if len(rows) != len(videos):
-            raise InputError(f"{len(rows)} prompts do not go with {len(videos)} videos: one video for each prompt")
+        rows = _unpadded(ids, mask, len(videos))
         if len({len(video) for video in videos}) == 1:
             tokens = self.encode(torch.stack(videos))
         else:
             tokens = [self.encode(video[None])[0] for video in videos]
         return rows, tokens, kwargs, None
+
+
+def _unpadded(ids: Tensor, mask: Tensor | None, videos: int) -> list[Tensor]:
+    """The rows of ids [B, N] less what mask [B, N] hides. Raises InputError unless there is one for each video."""
+    if len(ids) != videos:
+        raise InputError(f"{len(ids)} prompts do not go with {videos} videos: one video for each prompt")
+    return [row if mask is None else row[mask[i].bool()] for i, row in enumerate(ids)]
 
 
 def _mark_video(ids: Tensor, placeholder: int) -> Tensor:

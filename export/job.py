@@ -213,7 +213,7 @@ def run_job(job: Job) -> dict[str, Any]:
     from earlytom.tower import StaticTower
 
     from .engines import build_engines
-    from .onnx import export_tower
+    from .onnx import ATTENTION_OPSET, export_tower
     from .report import render_report
     from .rules import check_graph
     from .verify import verify_bundle
@@ -239,7 +239,8 @@ def run_job(job: Job) -> dict[str, Any]:
         del tower, vision
         manifest = Manifest.derive(
             job.config, job.identity.geometry, dtype=job.dtype, batch=job.batch, opset=job.opset,
-            attention="fused" if job.opset >= 23 else "primitives", checkpoint=job.identity.to_dict(), tools=tools(),
+            attention="fused" if job.opset >= ATTENTION_OPSET else "primitives",
+            checkpoint=job.identity.to_dict(), tools=tools(),
             traced=exported.traced, request_key=key,
         )  # fmt: skip
         with progress.stage("build"):
@@ -272,26 +273,16 @@ def run_job(job: Job) -> dict[str, Any]:
 
 def verify_again(arguments: argparse.Namespace) -> tuple[bool, str]:
     """`earlytom-verify`: whether every hop passed, and the report to print. Raises EarlyTomError."""
-    import torch
-
     from .report import render_report
     from .verify import verify_bundle
 
     bundle = read_bundle(arguments.bundle)
     manifest = bundle.manifest
     frames = _clip(arguments.video, manifest.config, manifest.geometry.image_size, manifest.batch)
-    name = arguments.checkpoint or manifest.checkpoint["name"]
-    model = load(name, dtype=torch.float32, parts=("vision",), pooling=manifest.config.pooling)
-    if model.identity.digest != manifest.checkpoint["digest"]:
-        raise ConfigError(
-            f"the bundle {arguments.bundle} was made from other weights than {model.identity.name} holds: give the "
-            "checkpoint it was made from with --checkpoint"
-        )
-    assert model.vision is not None
     progress = Progress(("verify",), quiet=arguments.quiet or arguments.json)
     with progress.stage("verify"):
         report = verify_bundle(
-            bundle, frames, vision=model.vision, save_tensors=arguments.save_tensors, progress=progress.step
+            bundle, frames, checkpoint=arguments.checkpoint, save_tensors=arguments.save_tensors, progress=progress.step
         )
     if arguments.json:
         return report.passed, json.dumps({"passed": report.passed, "hops": list(report.to_dicts())}, indent=2)

@@ -8,7 +8,6 @@ of the bundle's dtype; what this machine cannot run is listed as not run, with t
 from __future__ import annotations
 
 import copy
-import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,8 +17,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from earlytom.bundle import DTYPES, MODEL, PRODUCTS, Bundle, FileRecord, read_bundle
-from earlytom.errors import CheckpointError, ConfigError, EngineError, InputError
+from earlytom.bundle import DTYPES, MODEL, PRODUCTS, Bundle, digest_file, read_bundle
+from earlytom.errors import ConfigError, EngineError, InputError
 from earlytom.flips import sources
 from earlytom.parity import Hop, Verdict, align, judge, measure
 from earlytom.plans import ScoreErrors, score_errors
@@ -260,13 +259,9 @@ def _clips(bundle: Bundle, frames: Tensor | NDArray[np.uint8]) -> Tensor:
 def _weights(bundle: Bundle, checkpoint: str | Path | None) -> Vision:
     from earlytom.checkpoint import load
 
-    identity = bundle.manifest.checkpoint
-    model = load(checkpoint or identity["name"], parts=("vision",), pooling=bundle.manifest.config.pooling)
-    if model.identity.digest != identity["digest"]:
-        raise CheckpointError(
-            f"the bundle {bundle.path} was made from other weights than {model.identity.name} holds: give the "
-            "checkpoint that it was made from"
-        )
+    name = checkpoint or bundle.manifest.checkpoint["name"]
+    model = load(name, parts=("vision",), pooling=bundle.manifest.config.pooling)
+    bundle.check_weights(model.identity)
     assert model.vision is not None
     return model.vision
 
@@ -275,11 +270,5 @@ def _vouched(bundle: Bundle) -> Bundle:
     """A bundle that is being written has a manifest without files: list those that are there."""
     if bundle.manifest.files:
         return bundle
-    files = {}
-    for path in sorted(bundle.path.iterdir()):
-        digest = hashlib.sha256()
-        with open(path, "rb") as file:
-            while chunk := file.read(1 << 22):
-                digest.update(chunk)
-        files[path.name] = FileRecord(digest.hexdigest(), path.stat().st_size)
+    files = {path.name: digest_file(path) for path in sorted(bundle.path.iterdir())}
     return Bundle(bundle.path, replace(bundle.manifest, files=files))

@@ -61,7 +61,6 @@ def run(arguments: argparse.Namespace) -> int:
 
     from earlytom.bundle import read_bundle
     from earlytom.checkpoint import load
-    from earlytom.errors import BundleError
     from earlytom.pipeline import VideoPipeline
     from earlytom.video import read_frames
     from engines.runner import open_runner
@@ -80,11 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
         name, dtype=dtype, device=device, parts=parts, attn_implementation=arguments.attention,
         pooling=manifest.config.pooling,
     )  # fmt: skip
-    if model.identity.digest != manifest.checkpoint["digest"]:
-        raise BundleError(
-            f"the bundle {arguments.bundle} was made from other weights than {name} holds: export it again, or give "
-            "the checkpoint it was made from with --checkpoint"
-        )
+    bundle.check_weights(model.identity)
     if model.tokenizer is None:
         raise ConfigError(f"the checkpoint {name} has no tokenizer, so a question cannot be put to it")
     runner = open_runner(
