@@ -53,14 +53,14 @@ __all__ = [
 
 if TYPE_CHECKING:
     from .checkpoint import Model, load
-    from .config import EarlyTomConfig, preset
-    from .inner import InnerMerging
+    from .config import EarlyTomConfig, InnerMerging
+    from .language.qwen2 import generate
     from .pipeline import VideoPipeline
-    from .qwen2 import generate
+    from .presets import preset
     from .reference import encode_video
-    from .shapes import VisionGeometry
     from .tower import StaticTower, TowerOutputs
     from .video import read_frames
+    from .vision.geometry import VisionGeometry
     from .wrap import earlytom, restore
 
 

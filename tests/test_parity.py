@@ -18,13 +18,13 @@ from earlytom.flips import sources
 from earlytom.frames import plan, segments
 from earlytom.parity import TOLERANCES, align, compare, judge, measure
 from earlytom.plans import ScoreErrors, agree, match_frames, score_errors
-from earlytom.shapes import VisionGeometry, derive_shapes
-from earlytom.siglip import pool
+from earlytom.shapes import derive_shapes
 from earlytom.tokens import select_positions
 from earlytom.tower import Stage, StaticTower
 from earlytom.traces import VideoTrace, split_trace
-
-from .cases import small_clip, small_config, small_vision
+from earlytom.vision.geometry import VisionGeometry
+from earlytom.vision.siglip import pool
+from tests.cases import small_clip, small_config, small_vision
 
 values = arrays(np.float32, array_shapes(max_dims=3, max_side=6), elements=st.floats(-1e3, 1e3, width=32))
 

@@ -11,8 +11,7 @@ from earlytom.config import EarlyTomConfig
 from earlytom.parity import align, judge, measure
 from earlytom.tower import StaticTower
 from earlytom.traces import oracle_trace, split_trace
-
-from ..cases import TINY, cases, small_clip, small_config, small_vision
+from tests.cases import TINY, cases, small_clip, small_config, small_vision
 
 E2E = cases("e2e/e2e")
 
