@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from earlytom.bundle import Bundle
-from earlytom.clips import synthetic_clip
 from earlytom.errors import EarlyTomError, EngineError
 from earlytom.flops import tower_flops
+from earlytom.video.clips import synthetic_clip
 
 from .machine import clocks, describe_machine
 from .runner import ENGINES, open_runner

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from earlytom.bundle import MODEL, BundleWriter, Manifest, update_bundle
-from earlytom.clips import synthetic_clip
 from earlytom.config import preset
 from earlytom.errors import EngineError
 from earlytom.tower import StaticTower, TowerOutputs
+from earlytom.video.clips import synthetic_clip
 
 from .gpu_check import Skip
 from .gpu_towers import Workshop

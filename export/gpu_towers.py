@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from earlytom.bundle import DTYPES, MODEL, Bundle, BundleWriter, EngineRecord, Manifest, update_bundle
-from earlytom.clips import synthetic_clip
 from earlytom.config import EarlyTomConfig
 from earlytom.flops import unpruned_config
 from earlytom.shapes import VisionGeometry
 from earlytom.siglip import Vision
 from earlytom.tower import StaticTower
+from earlytom.video.clips import synthetic_clip
 
 if TYPE_CHECKING:
     from engines.runner import Runner

@@ -308,7 +308,7 @@ def _clip(video: Path | None, config: EarlyTomConfig, size: int, batch: int) -> 
     """uint8 [V, T, H, W, 3]: the video, or a synthetic clip, once for each video of the batch."""
     import numpy as np
 
-    from earlytom.clips import synthetic_clip
+    from earlytom.video.clips import synthetic_clip
 
     if video is not None:
         return np.stack([_read_clip(video, config, size)] * batch)

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from earlytom.bundle import read_bundle
-from earlytom.clips import synthetic_clip
 from earlytom.errors import EngineError
+from earlytom.video.clips import synthetic_clip
 from engines.runner import open_runner
 from export.cli import main, verify_main
 from scripts.infer import main as infer
