@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from .clips import synthetic_clip
 from .explain import describe_mix, draw_explanation
-from .reader import VideoFrames, read_frames, resize_frames, sample_indices
+from .reader import VideoFrames, read_frames, sample_indices
+from .resize import resize_frames
 
 __all__ = [
     "VideoFrames",
