@@ -5,7 +5,7 @@ Importing this loads neither a codec nor Pillow nor torch: each is imported when
 
 from __future__ import annotations
 
-from .clips import synthetic_clip
+from .clips import synthetic_clip, verification_clips
 from .explain import describe_mix, draw_explanation
 from .reader import VideoFrames, read_frames, sample_indices
 from .resize import resize_frames
@@ -18,4 +18,5 @@ __all__ = [
     "resize_frames",
     "sample_indices",
     "synthetic_clip",
+    "verification_clips",
 ]
