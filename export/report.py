@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from earlytom.bundle import MODEL, Manifest
 from earlytom.flops import tower_cost, unpruned_config
-from earlytom.parity import TOLERANCES, Tolerance
+from earlytom.parity import TOLERANCES, ParityReport, Tolerance
 from earlytom.shapes import derive_shapes
-
-from .results import ParityReport
 
 if TYPE_CHECKING:
     from .rules import GraphSummary

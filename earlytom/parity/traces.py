@@ -1,6 +1,6 @@
 """What a backend did with one video, in one form for all backends: the oracle's counts vary, the tower's do not.
 
-Plans and numbers are compared on these (plans.py, parity.py).
+Plans and numbers are compared on these (agreement.py, numbers.py).
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import reference
-from .config import EarlyTomConfig
-from .frames import similarity
-from .shapes import StaticShapes
-from .siglip import Vision, pool
-from .tokens import insert_grid_newlines
-from .tower import Stage, TowerTrace
+from .. import reference
+from ..config import EarlyTomConfig
+from ..frames import similarity
+from ..shapes import StaticShapes
+from ..siglip import Vision, pool
+from ..tokens import insert_grid_newlines
+from ..tower import Stage, TowerTrace
 
 
 class VideoTrace(NamedTuple):

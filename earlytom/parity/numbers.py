@@ -1,7 +1,7 @@
 """Numbers of a comparison between two backends, and the verdict on them: two things, two functions.
 
 `compare` and `measure` count and never judge; `judge` holds their numbers against the tolerances of a dtype. Numbers
-are compared where the plans agree (see plans.py), because a near-tie may flip a choice between two right backends.
+are compared where the plans agree (see agreement.py), because a near-tie may flip a choice between two right backends.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from .config import EarlyTomConfig
-from .errors import InputError
+from ..config import EarlyTomConfig
+from ..errors import InputError
+from ..shapes import StaticShapes
+from .agreement import Agreement, PlanAgreement, ScoreErrors, agree, combine
 from .flips import Flip
-from .plans import Agreement, PlanAgreement, ScoreErrors, agree, combine
-from .shapes import StaticShapes
 from .traces import VideoTrace
 
 
