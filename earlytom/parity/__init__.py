@@ -2,9 +2,10 @@
 
 from .agreement import Agreement, PlanAgreement, ScoreErrors, agree, match_frames, score_errors
 from .flips import Flip, sources
-from .numbers import TOLERANCES, Aligned, Difference, Hop, Tolerance, Verdict, align, bisect, compare, judge, measure
+from .numbers import Aligned, Difference, Hop, align, compare, measure
 from .results import HopReport, ParityReport
 from .traces import VideoTrace, oracle_trace, split_trace
+from .verdict import TOLERANCES, Tolerance, Verdict, bisect, judge
 
 __all__ = [
     "TOLERANCES", "Agreement", "Aligned", "Difference", "Flip", "Hop", "HopReport", "ParityReport", "PlanAgreement",
