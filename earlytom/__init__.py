@@ -19,49 +19,38 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "EarlyTomConfig": "config",
-    "InnerMerging": "inner",
+    "InnerMerging": "config",
     "Model": "checkpoint",
     "StaticTower": "tower",
     "TowerOutputs": "tower",
     "VideoPipeline": "pipeline",
-    "VisionGeometry": "shapes",
+    "VisionGeometry": "vision.geometry",
     "earlytom": "wrap",
     "encode_video": "reference",
-    "generate": "qwen2",
+    "generate": "language.qwen2",
     "load": "checkpoint",
-    "preset": "config",
+    "preset": "presets",
     "read_frames": "video",
     "restore": "wrap",
 }
-__all__ = [
-    "EarlyTomConfig",
-    "InnerMerging",
-    "Model",
-    "StaticTower",
-    "TowerOutputs",
-    "VideoPipeline",
-    "VisionGeometry",
-    "__version__",
-    "earlytom",
-    "encode_video",
-    "generate",
-    "load",
-    "preset",
-    "read_frames",
-    "restore",
-]
+__all__ = ["__version__"]
+__all__ += list(_HOMES)
 
 if TYPE_CHECKING:
-    from .checkpoint import Model, load
-    from .config import EarlyTomConfig, preset
-    from .inner import InnerMerging
-    from .pipeline import VideoPipeline
-    from .qwen2 import generate
-    from .reference import encode_video
-    from .shapes import VisionGeometry
-    from .tower import StaticTower, TowerOutputs
-    from .video import read_frames
-    from .wrap import earlytom, restore
+    from .checkpoint import Model as Model
+    from .checkpoint import load as load
+    from .config import EarlyTomConfig as EarlyTomConfig
+    from .config import InnerMerging as InnerMerging
+    from .language.qwen2 import generate as generate
+    from .pipeline import VideoPipeline as VideoPipeline
+    from .presets import preset as preset
+    from .reference import encode_video as encode_video
+    from .tower import StaticTower as StaticTower
+    from .tower import TowerOutputs as TowerOutputs
+    from .video import read_frames as read_frames
+    from .vision.geometry import VisionGeometry as VisionGeometry
+    from .wrap import earlytom as earlytom
+    from .wrap import restore as restore
 
 
 def __getattr__(name: str) -> Any:

@@ -15,12 +15,12 @@ from .checkpoint_config import CheckpointConfig, read_config
 from .config import POOLING
 from .errors import CheckpointError, InputError
 from .keys import PARTS, Slot, Stored, Unused, locate, match
-from .shapes import VisionGeometry
-from .siglip import Vision
+from .vision.geometry import VisionGeometry
+from .vision.siglip import Vision
 from .weights import INDEX, read_header, read_index, read_tensors, tensor_files, wanted, weights_digest
 
 if TYPE_CHECKING:
-    from .qwen2 import Qwen2
+    from .language.qwen2 import Qwen2
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json")  # a checkpoint without either has no tokenizer
 HUB_PATTERNS = ("*.json", "merges.txt", "*.jinja")  # fetched first; then the weight files that the parts need
@@ -276,7 +276,7 @@ def _language(
     """Qwen2 without weights. Raises CheckpointError on a configuration, InputError on an attention, that it refuses."""
     from transformers import Qwen2Config
 
-    from .qwen2 import Qwen2
+    from .language.qwen2 import Qwen2
 
     text = dict(config.text)
     if "vocab_size" not in text:  # some LLaVA-NeXT files do not tell it: then it is the embedding's length

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .errors import CheckpointError, ConfigError, InputError
-from .shapes import VisionGeometry
+from .vision.geometry import VisionGeometry
 
 # SigLIP so400m-patch14-384, by the names of its configuration. LLaVA-NeXT checkpoints name it and do not repeat this.
 SO400M: dict[str, Any] = {

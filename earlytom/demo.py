@@ -19,7 +19,7 @@ from . import demo_tokenizer
 from .checkpoint_config import SO400M
 from .errors import CheckpointError
 from .keys import TABLES, key_of
-from .shapes import VisionGeometry
+from .vision.geometry import VisionGeometry
 
 TOWER = "siglip-demo-patch14-384"
 VISION: dict[str, Any] = SO400M | {
@@ -117,7 +117,7 @@ def demo_weights(seed: int = 0) -> dict[tuple[str, str], Tensor]:
     """Slot (see earlytom.keys) -> float32 tensor: all of Vision and Qwen2, and SigLIP's unused post-layernorm."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    from .siglip import Vision
+    from .vision.siglip import Vision
 
     with torch.device("meta"):
         language = Qwen2ForCausalLM(Qwen2Config(vocab_size=demo_tokenizer.size(), **TEXT))

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from .config import EarlyTomConfig
-from .shapes import StaticShapes, VisionGeometry, derive_shapes
+from .shapes import StaticShapes, derive_shapes
+from .vision.geometry import VisionGeometry
 
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 # Width of the LLM -> (layers, intermediate size): the Qwen2 models that LLaVA-OneVision and LLaVA-Video come with.

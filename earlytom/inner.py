@@ -14,51 +14,12 @@ from torch import Tensor
 from torch.nn.functional import normalize, pad
 
 from .clustering import dpc_knn, merge_clusters
-from .errors import ConfigError, InputError
+from .config import InnerMerging, kept_count
+from .errors import InputError
 
-METHODS = ("attention", "dpc-knn")
 NEIGHBOURS = 7  # K of DPC-KNN, as in the released code's contextual tokens
 
 Spans = Tensor | Sequence[tuple[int, int]]  # (start, length) of the visual tokens of each sample
-
-
-def kept_count(length: int, ratio: float) -> int:
-    """How many of `length` visual tokens stay when the share `ratio` is merged away: round(length * (1 - ratio)).
-
-    Half goes to even, as in the released code; at least one token stays of any, none of none.
-    """
-    return min(length, max(1, round(length * (1 - ratio))))
-
-
-@dataclass(frozen=True)
-class InnerMerging:
-    """Merge visual tokens before decoder layer `layer` (>= 1), in prefill only.
-
-    ratio: share of the visual tokens that is merged away, in [0, 1). method: `attention` keeps the tokens the last
-    prompt token attends to most at layer - 1; `dpc-knn` keeps cluster centres. Raises ConfigError.
-    """
-
-    layer: int
-    ratio: float = 0.5
-    method: str = "attention"
-
-    def __post_init__(self) -> None:
-        if isinstance(self.layer, bool) or not isinstance(self.layer, int) or self.layer < 1:
-            raise ConfigError(
-                f"inner merging at layer {self.layer!r} cannot be: the layer must be an integer of at least 1, "
-                "because the attention of the layer before it decides what stays"
-            )
-        if isinstance(self.ratio, bool) or not isinstance(self.ratio, (int, float)) or not 0 <= self.ratio < 1:
-            raise ConfigError(
-                f"inner merging with ratio {self.ratio!r} cannot be: the ratio is the share of visual tokens merged "
-                "away, a number from 0 (none) to below 1"
-            )
-        if self.method not in METHODS:
-            raise ConfigError(f"inner merging has no method {self.method!r}, it must be one of {', '.join(METHODS)}")
-
-    def removed(self, length: int) -> int:
-        """How many of `length` visual tokens are merged away."""
-        return length - kept_count(length, self.ratio)
 
 
 @dataclass(frozen=True)

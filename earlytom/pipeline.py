@@ -15,15 +15,12 @@ import torch
 from torch import Tensor
 from transformers.generation.streamers import TextStreamer
 
-from .config import EarlyTomConfig
+from .config import EarlyTomConfig, InnerMerging
 from .errors import InputError
-from .inner import InnerMerging
-from .qwen2 import VIDEO_TOKEN, generate
+from .language.prompt import build_prompt
+from .language.qwen2 import generate
 from .shapes import StaticShapes
-from .tokens import grid_token_count
-from .tower import TowerOutputs
-
-SYSTEM_PROMPT = "You are a helpful assistant."
+from .tower import TowerOutputs, split_videos
 
 
 @dataclass(frozen=True)
@@ -54,28 +51,6 @@ class Answer:
     def tokens_per_second(self) -> float:
         """Of decoding alone; 0 when the answer is one token."""
         return (len(self.ids) - 1) / self.decode_seconds if self.decode_seconds > 0 and len(self.ids) > 1 else 0.0
-
-
-def split_videos(outputs: TowerOutputs, config: EarlyTomConfig, shapes: StaticShapes) -> list[TowerOutputs]:
-    """The videos of one call, each without its leading dimension and without the padding of grid newlines."""
-    videos = []
-    for v in range(outputs.tokens.shape[0]):
-        tokens, positions, dynamic, weights = (x[v] for x in outputs)
-        if config.newline == "grid":
-            tokens = tokens[: int(grid_token_count(positions[None], shapes.pooled_grid))]
-        videos.append(TowerOutputs(tokens, positions, dynamic, weights))
-    return videos
-
-
-def build_prompt(tokenizer: Any, question: str, *, system: str = SYSTEM_PROMPT) -> list[int]:
-    """Token ids of a question about a video, -200 where the video stands.
-
-    The ChatML form that LLaVA-OneVision and LLaVA-Video were trained with (`qwen_1_5` in LLaVA-NeXT's conversation.py).
-    """
-    before = f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n"
-    after = f"\n{question}<|im_end|>\n<|im_start|>assistant\n"
-    first, last = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before, after))
-    return [*first, VIDEO_TOKEN, *last]
 
 
 class VideoPipeline:

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from .errors import ConfigError, InputError
 from .shapes import window_sizes
-from .siglip import Vision, pool
 from .tokens import select_contextual
+from .vision.siglip import Vision, pool
 
 
 def cosine(a: Tensor, b: Tensor) -> float:

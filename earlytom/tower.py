@@ -16,9 +16,21 @@ from torch import Tensor, nn
 from .config import EarlyTomConfig
 from .errors import ConfigError, InputError
 from .frames import apply_plan, plan, segments, similarity
+from .newlines import append_newline, grid_token_count, insert_grid_newlines
 from .shapes import StaticShapes, derive_shapes
-from .siglip import ATTENTION_FORMS, Vision, pool
-from .tokens import append_newline, gather_tokens, insert_grid_newlines, select_contextual, select_positions
+from .tokens import gather_tokens, select_contextual, select_positions
+from .vision.siglip import ATTENTION_FORMS, Vision, pool
+
+
+def split_videos(outputs: TowerOutputs, config: EarlyTomConfig, shapes: StaticShapes) -> list[TowerOutputs]:
+    """The videos of one call, each without its leading dimension and without the padding of grid newlines."""
+    videos = []
+    for v in range(outputs.tokens.shape[0]):
+        tokens, positions, dynamic, weights = (x[v] for x in outputs)
+        if config.newline == "grid":
+            tokens = tokens[: int(grid_token_count(positions[None], shapes.pooled_grid))]
+        videos.append(TowerOutputs(tokens, positions, dynamic, weights))
+    return videos
 
 
 class TowerOutputs(NamedTuple):

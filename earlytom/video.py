@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from earlytom.errors import InputError, VideoError
+from .errors import InputError, VideoError
 
 if TYPE_CHECKING:
     from av.container import InputContainer

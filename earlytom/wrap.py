@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from .checkpoint import SharedParts, share_weights
 from .checkpoint_config import live_config
-from .config import EarlyTomConfig, environment_settings, preset
+from .config import EarlyTomConfig
 from .errors import ConfigError, InputError
-from .pipeline import split_videos
-from .qwen2 import VIDEO_TOKEN, check_layer, embed_batch, generate
-from .tower import StaticTower
+from .language.prompt import VIDEO_TOKEN, embed_batch
+from .language.qwen2 import check_layer, generate
+from .presets import environment_settings, preset
+from .tower import StaticTower, split_videos
 
 METHODS = ("generate", "forward")
 

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from earlytom.bundle import MODEL, Bundle, TensorSpec
 from earlytom.errors import BundleError, EngineError
 from earlytom.tower import TowerOutputs
 
+from .bundle.manifest import MODEL, TensorSpec
+from .bundle.reader import Bundle
 from .runner import Closing, Frames, OpenOptions, Runner, check_inputs, first_line
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from earlytom.bundle import COMPATIBILITY
-from earlytom.config import POOLING, PRESETS
-from earlytom.errors import EarlyTomError
-from earlytom.inner import METHODS
+from earlytom.config import METHODS, POOLING
+from earlytom.presets import PRESETS
+from engines.bundle.manifest import COMPATIBILITY
+from engines.command import guarded
 
 from .settings import numbers
 
@@ -116,24 +113,3 @@ def verify_main(argv: Sequence[str] | None = None) -> int:
         return 0 if passed else 1
 
     return guarded("earlytom-verify", run)
-
-
-def guarded(program: str, run: Callable[[], int]) -> int:
-    """Run a command: our errors become one sentence and status 1; Ctrl-C and SIGTERM unwind, leaving nothing behind."""
-
-    def terminate(*_: Any) -> None:
-        raise SystemExit(143)
-
-    previous = signal.signal(signal.SIGTERM, terminate)
-    try:
-        return run()
-    except EarlyTomError as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"{program}: interrupted, nothing was left behind", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader of our output went away
-        return 1
-    finally:
-        signal.signal(signal.SIGTERM, previous)

@@ -10,14 +10,15 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from earlytom.bundle import MODEL, Bundle, EngineRecord
 from earlytom.errors import ConfigError, EngineError
+from engines.bundle.manifest import MODEL, EngineRecord
+from engines.bundle.reader import Bundle
 
 from .progress import Progress
 
 if TYPE_CHECKING:
-    from engines.inspect import EngineSummary
-    from engines.tensorrt_build import BuildOptions
+    from engines.tensorrt.build import BuildOptions
+    from engines.tensorrt.inspect import EngineSummary
 
     from .job import Job
 
@@ -55,7 +56,7 @@ def choose_engines(names: Sequence[str]) -> tuple[tuple[str, ...], str]:
 def require(name: str) -> None:
     """Raise EngineError, with what to do, unless this machine can build this engine."""
     if name in TENSORRT:
-        from engines.tensorrt_build import probe_build
+        from engines.tensorrt.build import probe_build
 
         probe_build(name)
     elif importlib.util.find_spec("onnxruntime") is None:
@@ -67,8 +68,8 @@ def build_options(arguments: argparse.Namespace, names: Sequence[str]) -> dict[s
 
     Without --for, auto builds for the A100 and an engine asked for by name for all cards that it can.
     """
-    from engines.tensorrt_build import BuildOptions
-    from engines.tensorrt_products import parse_targets
+    from engines.products import parse_targets
+    from engines.tensorrt.build import BuildOptions
 
     options = {}
     for name in (name for name in names if name in TENSORRT):
@@ -101,7 +102,7 @@ def build_engines(job: Job, bundle: Bundle, progress: Progress) -> tuple[EngineR
 
             OnnxRuntimeRunner(bundle.path / MODEL, manifest.inputs, manifest.outputs).close()
         else:
-            from engines.tensorrt_build import build_engine
+            from engines.tensorrt.build import build_engine
 
             record = build_engine(
                 bundle.path / MODEL, manifest, bundle.path, job.builds[name], progress=partial(_step, progress, name)
@@ -117,8 +118,8 @@ def build_engines(job: Job, bundle: Bundle, progress: Progress) -> tuple[EngineR
 
 def look_at(bundle: Bundle, record: EngineRecord) -> EngineSummary:
     """Which kernels do attention, by the engine inspector where the engine's card is here, else by the file alone."""
-    from engines.inspect import inspect_file, inspect_plan
-    from engines.tensorrt_products import current_card
+    from engines.cards import current_card
+    from engines.tensorrt.inspect import inspect_file, inspect_plan
 
     path, card = bundle.path / record.file, current_card()
     if record.product == "tensorrt" or (card is not None and card.target in record.targets):

@@ -12,20 +12,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from earlytom.bundle import (
-    DTYPES,
-    MODEL,
-    Bundle,
-    BundleWriter,
-    Manifest,
-    find_same,
-    read_bundle,
-    request_key,
-)
 from earlytom.checkpoint import CheckpointIdentity, load
 from earlytom.config import EarlyTomConfig
 from earlytom.errors import ConfigError, ParityError
 from earlytom.shapes import StaticShapes, derive_shapes
+from engines.bundle.manifest import DTYPES, MODEL, Manifest, request_key
+from engines.bundle.reader import Bundle, find_same, read_bundle
+from engines.bundle.writer import BundleWriter
 
 from .progress import Progress
 from .settings import resolve
@@ -34,8 +27,8 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from earlytom.siglip import Vision
-    from engines.tensorrt_build import BuildOptions
+    from earlytom.vision.siglip import Vision
+    from engines.tensorrt.build import BuildOptions
 
     from .verify import ParityReport
 
@@ -111,7 +104,7 @@ class Job:
         return self.batch * self.config.frames * self.shapes.pooled_patches
 
     def _writes(self) -> list[str]:
-        from engines.tensorrt_build import engine_file_name
+        from engines.tensorrt.build import engine_file_name
 
         engines = [engine_file_name(options) for options in self.builds.values()]
         return [MODEL, f"{MODEL}.data", *engines, "report.md", "manifest.json"]
@@ -176,7 +169,7 @@ def plan_job(arguments: argparse.Namespace) -> Job:
     config = resolve(arguments, identity)
     derive_shapes(config, identity.geometry, arguments.batch)
     engines, why = choose_engines(arguments.engine.split(","))
-    from .onnx import DEFAULT_OPSET, OPSETS
+    from .onnx.exporter import DEFAULT_OPSET, OPSETS
 
     opset = DEFAULT_OPSET if arguments.opset is None else arguments.opset
     if opset not in OPSETS:
@@ -213,9 +206,9 @@ def run_job(job: Job) -> dict[str, Any]:
     from earlytom.tower import StaticTower
 
     from .engines import build_engines
-    from .onnx import ATTENTION_OPSET, export_tower
+    from .onnx.check import check_graph
+    from .onnx.exporter import ATTENTION_OPSET, export_tower
     from .report import render_report
-    from .rules import check_graph
     from .verify import verify_bundle
 
     progress = Progress(quiet=job.quiet)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from earlytom.bundle import MODEL, Manifest
 from earlytom.flops import tower_cost, unpruned_config
 from earlytom.parity import TOLERANCES, ParityReport, Tolerance
 from earlytom.shapes import derive_shapes
+from engines.bundle.manifest import MODEL, Manifest
 
 if TYPE_CHECKING:
-    from .rules import GraphSummary
+    from .onnx.check import GraphSummary
 
 MEANING = """\
 Each hop compares two implementations on one clip. **Plans** first: which frames were merged into which, and which

@@ -7,9 +7,9 @@ import os
 from collections.abc import Mapping
 
 from earlytom.checkpoint import CheckpointIdentity
-from earlytom.config import EarlyTomConfig, environment_settings, preset
+from earlytom.config import EarlyTomConfig, InnerMerging
 from earlytom.errors import ConfigError
-from earlytom.inner import InnerMerging
+from earlytom.presets import environment_settings, preset
 
 GIVEN = ("retain", "frames", "merge_layers", "frame_budgets", "tau", "max_window", "ema", "contextual")
 

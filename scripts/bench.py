@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from export.cli import guarded
+from engines.command import guarded
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,14 +32,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from earlytom.bundle import read_bundle
-    from engines.bench import bench_bundle
+    from engines.bundle.reader import read_bundle
+    from engines.measure.bench import bench_bundle
 
     bundle = read_bundle(arguments.bundle)
     vision = None
     if arguments.checkpoint:
         from earlytom.checkpoint import load
-        from earlytom.manifest import DTYPES
+        from engines.bundle.manifest import DTYPES
 
         vision = load(arguments.checkpoint, parts=("vision",), pooling=bundle.manifest.config.pooling).vision
         if vision is not None:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from earlytom.config import EarlyTomConfig
-from earlytom.shapes import VisionGeometry
-from earlytom.siglip import Vision
+from earlytom.vision.geometry import VisionGeometry
+from earlytom.vision.siglip import Vision
 
 GOLDEN = Path(__file__).parent / "golden"
 TINY = GOLDEN / "e2e" / "tiny-llava-onevision"

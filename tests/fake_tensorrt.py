@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from earlytom.bundle import TensorSpec
+from engines.bundle.manifest import TensorSpec
 
 NAMES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int64": "INT64", "bool": "BOOL", "uint8": "UINT8"}
 DataType = Enum("DataType", list(NAMES.values()))  # type: ignore[misc]

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Model, SiglipVisionConfig, SiglipVisionModel
 
-from earlytom.siglip import pool
+from earlytom.vision.siglip import pool
 
 
 class SigLipVisionTower(nn.Module):

@@ -12,10 +12,10 @@ import onnx
 import torch
 from onnx import TensorProto, helper
 
-from earlytom.bundle import DTYPES, Manifest
-from earlytom.shapes import VisionGeometry
 from earlytom.tower import StaticTower
-from export.onnx import export_tower
+from earlytom.vision.geometry import VisionGeometry
+from engines.bundle.manifest import DTYPES, Manifest
+from export.onnx.exporter import export_tower
 from tests.cases import small_config, small_vision
 
 GEOMETRY = VisionGeometry(

@@ -18,22 +18,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from earlytom import bundle as module
-from earlytom.bundle import (
-    Bundle,
-    BundleWriter,
-    EngineRecord,
-    FileRecord,
-    Manifest,
-    find_same,
-    read_bundle,
-    request_key,
-    update_bundle,
-)
-from earlytom.config import EarlyTomConfig
+from earlytom.config import EarlyTomConfig, InnerMerging
 from earlytom.errors import BundleError, ConfigError, ExportError
-from earlytom.inner import InnerMerging
-from earlytom.shapes import VisionGeometry
+from earlytom.vision.geometry import VisionGeometry
+from engines.bundle import reader as module
+from engines.bundle.manifest import EngineRecord, FileRecord, Manifest, request_key
+from engines.bundle.reader import Bundle, find_same, read_bundle
+from engines.bundle.writer import BundleWriter, update_bundle
 
 GEOMETRY = VisionGeometry(56, 14, 16, 2, 32, 3, projector_size=24)
 CONFIG = EarlyTomConfig(retain=0.5, frames=8, merge_layers=(0, 2))

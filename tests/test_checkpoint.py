@@ -16,11 +16,9 @@ from earlytom.checkpoint import Model, best_attention, load
 from earlytom.demo import write_demo
 from earlytom.demo_tokenizer import special_ids, vocabulary
 from earlytom.errors import CheckpointError, InputError
-from earlytom.qwen2 import embed_prompt
+from earlytom.language.prompt import embed_prompt
 from tests.checkpoints import TOWER, guard, hub_name, shard, small_llava, write_json
-from tests.full_size import (
-    PUBLISHED,
-)
+from tests.full_size import PUBLISHED
 
 TINY = "e2e/tiny-llava-onevision"
 

@@ -14,15 +14,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from earlytom.bundle import read_bundle
 from earlytom.clips import synthetic_clip
 from earlytom.errors import EngineError
-from engines.runner import open_runner
+from engines.bundle.reader import read_bundle
+from engines.infer import main as infer
+from engines.opening import open_runner
 from export.cli import main, verify_main
-from scripts.infer import main as infer
-
-from . import clips
-from .cases import TINY
+from tests import clips
+from tests.cases import TINY
 
 SMALL = ["--checkpoint", str(TINY), "--frames", "8", "--engine", "onnxruntime", "--inner-layer", "3", "--quiet"]
 

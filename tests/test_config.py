@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from earlytom.config import EarlyTomConfig, default_budgets, environment_settings, preset, scale_layers
+from earlytom.config import EarlyTomConfig, InnerMerging, default_budgets
 from earlytom.errors import ConfigError
-from earlytom.inner import InnerMerging
-from earlytom.shapes import VisionGeometry, derive_shapes, pooled_grid, window_sizes
+from earlytom.presets import environment_settings, preset, scale_layers
+from earlytom.shapes import derive_shapes, window_sizes
+from earlytom.vision.geometry import VisionGeometry, pooled_grid
 
 SO400M = VisionGeometry()
 

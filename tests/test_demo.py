@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from earlytom.checkpoint import Model, load
-from earlytom.config import preset
 from earlytom.demo import write_demo
 from earlytom.demo_tokenizer import SPECIAL, WORDS
 from earlytom.errors import CheckpointError
-from earlytom.qwen2 import check_layer, embed_prompt, generate
-from earlytom.shapes import VisionGeometry, derive_shapes
+from earlytom.language.prompt import embed_prompt
+from earlytom.language.qwen2 import check_layer, generate
+from earlytom.presets import preset
+from earlytom.shapes import derive_shapes
+from earlytom.vision.geometry import VisionGeometry
 
 QUESTION = "What happens in the video? Ünïcödé, 12 %\n"
 

@@ -17,15 +17,17 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from earlytom.bundle import TensorSpec
 from earlytom.config import EarlyTomConfig
 from earlytom.errors import BundleError, EarlyTomError, EngineError, InputError
-from earlytom.shapes import VisionGeometry, derive_shapes
-from earlytom.siglip import Vision
+from earlytom.shapes import derive_shapes
 from earlytom.tower import StaticTower, TowerOutputs
+from earlytom.vision.geometry import VisionGeometry
+from earlytom.vision.siglip import Vision
+from engines.bundle.manifest import TensorSpec
 from engines.onnxruntime import CPU, CUDA, TENSORRT, OnnxRuntimeRunner, default_providers, open_bundle, probe
-from engines.runner import OpenOptions, TorchRunner
-from export.onnx import export_tower
+from engines.pytorch import TorchRunner
+from engines.runner import OpenOptions
+from export.onnx.exporter import export_tower
 
 GEOMETRY = VisionGeometry(56, 14, 16, 2, 32, 3, projector_size=24)
 CONFIG = EarlyTomConfig(retain=0.5, frames=8, merge_layers=(0, 2))
@@ -279,7 +281,7 @@ def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_bundle_without_a_graph() -> None:
-    from earlytom.bundle import Bundle
+    from engines.bundle.reader import Bundle
     from tests.test_bundle import make_manifest
 
     bundle = Bundle(Path("/nowhere"), make_manifest())

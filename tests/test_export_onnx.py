@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from earlytom.checkpoint import load
 from earlytom.config import EarlyTomConfig
 from earlytom.errors import ExportError
-from earlytom.shapes import VisionGeometry
-from earlytom.siglip import Vision
 from earlytom.tower import StaticTower
-from export.onnx import OnnxExport, export_tower, flatten_trace, traced_names, with_traced_outputs
-from export.rules import check_graph
+from earlytom.vision.geometry import VisionGeometry
+from earlytom.vision.siglip import Vision
+from export.onnx.check import check_graph
+from export.onnx.exporter import OnnxExport, export_tower
+from export.onnx.traced import flatten_trace, traced_names, with_traced_outputs
 from tests.conftest import GOLDEN
 
 SMALL = VisionGeometry(

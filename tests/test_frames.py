@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from earlytom import reference
 from earlytom.errors import ConfigError, InputError
 from earlytom.frames import apply_plan, merge_rules, plan, segments, similarity
-
-from .cases import cases, spans
+from tests.cases import cases, spans
 
 
 @st.composite

@@ -18,16 +18,18 @@ import pytest
 import torch
 
 from earlytom.errors import ConfigError, EngineError
-from engines import bench, machine
-from engines.runner import TorchRunner
-from engines.timing import Timing, compare_times, matrix_rate
-from export import gpu_check, gpu_steps
-from export.gpu_check import CheckOptions, Clock, Journal, OutOfTime, Skip, Step, run_check
-from export.gpu_engines import Engines
-from export.gpu_report import render, summarise
-from export.gpu_towers import Variant, Workshop, random_vision
+from engines.measure import bench, machine
+from engines.measure.timing import Timing, compare_times, matrix_rate
+from engines.pytorch import TorchRunner
 from scripts import bench as bench_script
-from scripts import gpu_check as script
+from scripts.gpu_check import __main__ as script
+from scripts.gpu_check import run as gpu_check
+from scripts.gpu_check import steps as gpu_steps
+from scripts.gpu_check.engines import Engines
+from scripts.gpu_check.journal import Clock, Journal, OutOfTime, Skip, Step
+from scripts.gpu_check.report import render, summarise
+from scripts.gpu_check.run import CheckOptions, run_check
+from scripts.gpu_check.workshop import Variant, Workshop, random_vision
 from tests.test_bundle import make_engine
 
 ROOT = Path(__file__).parent.parent

@@ -8,12 +8,11 @@ import torch
 from PIL import Image
 
 from earlytom import StaticTower, generate, load, read_frames
-from earlytom.bundle import read_bundle
-from earlytom.pipeline import build_prompt
+from earlytom.language.prompt import build_prompt
+from engines.bundle.reader import read_bundle
+from engines.infer import main
 from export.cli import main as export
-from scripts.infer import main
-
-from . import clips
+from tests import clips
 
 VIDEO = str(clips.real("bikes"))
 

@@ -13,16 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from earlytom.config import InnerMerging, kept_count
 from earlytom.errors import ConfigError, InputError
-from earlytom.inner import (
-    InnerMerging,
-    MergeRequest,
-    attention_plan,
-    check_lengths,
-    kept_count,
-    merge_tokens,
-    merge_tokens_dpc_knn,
-)
+from earlytom.inner import MergeRequest, attention_plan, check_lengths, merge_tokens, merge_tokens_dpc_knn
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "inner.npz")
 CASES = json.loads(str(GOLDEN["meta"]))

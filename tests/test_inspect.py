@@ -13,8 +13,15 @@ import pytest
 
 from earlytom.config import EarlyTomConfig
 from earlytom.errors import EngineError
-from earlytom.manifest import Manifest
-from engines.inspect import EngineSummary, expected_attention, inspect_engine, inspect_file, inspect_plan, summarise
+from engines.bundle.manifest import Manifest
+from engines.tensorrt.inspect import (
+    EngineSummary,
+    expected_attention,
+    inspect_engine,
+    inspect_file,
+    inspect_plan,
+    summarise,
+)
 from tests.cases import SMALL, small_config
 from tests.fake_tensorrt_builder import fake_tensorrt
 
@@ -116,7 +123,7 @@ def test_the_inspector_is_asked_as_its_bindings_want(
     summary = inspect_engine(trt, trt.Runtime(None).deserialize_cuda_engine(b"an engine"), manifest)
     assert isinstance(summary, EngineSummary) and summary.unfused == ("vision.layers.3.attention",)
 
-    monkeypatch.setattr("engines.inspect.import_product", lambda name: trt)
+    monkeypatch.setattr("engines.tensorrt.inspect.import_product", lambda name: trt)
     engine, graph = tmp_path / "vision.sm80.trt.engine", tmp_path / "vision.onnx"
     engine.write_bytes(b"an engine")
     assert inspect_file(engine, "tensorrt", manifest, graph) == summary

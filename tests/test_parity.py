@@ -29,12 +29,12 @@ from earlytom.parity import (
     sources,
     split_trace,
 )
-from earlytom.shapes import VisionGeometry, derive_shapes
-from earlytom.siglip import pool
+from earlytom.shapes import derive_shapes
 from earlytom.tokens import select_positions
 from earlytom.tower import Stage, StaticTower
-
-from .cases import small_clip, small_config, small_vision
+from earlytom.vision.geometry import VisionGeometry
+from earlytom.vision.siglip import pool
+from tests.cases import small_clip, small_config, small_vision
 
 values = arrays(np.float32, array_shapes(max_dims=3, max_side=6), elements=st.floats(-1e3, 1e3, width=32))
 

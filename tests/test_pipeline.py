@@ -5,13 +5,12 @@ import torch
 
 from earlytom import InnerMerging, VideoPipeline, load, preset, read_frames
 from earlytom.errors import InputError
-from earlytom.pipeline import build_prompt, split_videos
-from earlytom.qwen2 import VIDEO_TOKEN, generate
+from earlytom.language.prompt import VIDEO_TOKEN, build_prompt
+from earlytom.language.qwen2 import generate
 from earlytom.shapes import derive_shapes
-from earlytom.tower import StaticTower
-
-from . import clips
-from .cases import small_clip, small_config, small_vision
+from earlytom.tower import StaticTower, split_videos
+from tests import clips
+from tests.cases import small_clip, small_config, small_vision
 
 FRAMES = 16  # of 32, so that the quick suite stays quick
 

@@ -19,9 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, Qwen2Config, TextIteratorStreamer
 from transformers.generation.streamers import BaseStreamer
 
+from earlytom.config import InnerMerging
 from earlytom.errors import ConfigError, InputError
-from earlytom.inner import InnerMerging, merge_tokens, merge_tokens_dpc_knn
-from earlytom.qwen2 import VIDEO_TOKEN, Qwen2, embed_prompt, generate, last_query_attention
+from earlytom.inner import merge_tokens, merge_tokens_dpc_knn
+from earlytom.language.prompt import VIDEO_TOKEN, embed_prompt
+from earlytom.language.qwen2 import Qwen2, generate, last_query_attention
 
 GOLDEN = Path(__file__).parent / "golden" / "e2e"
 ARCHIVE = np.load(GOLDEN / "e2e.npz")

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from engines.infer import parser as infer_parser
 from export.cli import export_parser, verify_parser
-from scripts.infer import parser as infer_parser
-
-from . import clips
+from tests import clips
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -6,8 +6,7 @@ import torch
 from earlytom import reference
 from earlytom.clustering import dpc_knn, merge_clusters
 from earlytom.errors import ConfigError, InputError
-
-from .cases import cases, small_clip, small_vision, spans
+from tests.cases import cases, small_clip, small_vision, spans
 
 TOLERANCE = 1e-5
 

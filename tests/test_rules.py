@@ -13,8 +13,9 @@ from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
 
 from earlytom.errors import ExportError
-from export.graph import OPERATORS
-from export.rules import GraphError, Violation, check_graph
+from export.onnx.check import GraphError, check_graph
+from export.onnx.operators import OPERATORS
+from export.onnx.rules import Violation
 
 F, H, B = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
 RNG = np.random.default_rng(0)

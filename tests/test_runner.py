@@ -15,12 +15,16 @@ import numpy as np
 import pytest
 import torch
 
-from earlytom.bundle import Bundle, BundleWriter, TensorSpec, update_bundle
 from earlytom.errors import BundleError, ConfigError, EngineError, InputError
-from earlytom.siglip import Vision
 from earlytom.tower import StaticTower
-from engines import runner as module
-from engines.runner import ENGINES, Closing, TorchRunner, available_engines, check_inputs, dtype_name, open_runner
+from earlytom.vision.siglip import Vision
+from engines import opening as module
+from engines.bundle.manifest import TensorSpec
+from engines.bundle.reader import Bundle
+from engines.bundle.writer import BundleWriter, update_bundle
+from engines.opening import ENGINES, available_engines, open_runner
+from engines.pytorch import TorchRunner
+from engines.runner import Closing, check_inputs, dtype_name
 from tests.test_bundle import CONFIG, GEOMETRY, make_engine, make_manifest
 from tests.test_engines_onnxruntime import stand_in
 
@@ -56,7 +60,7 @@ class FakeRunner(Closing):
 @pytest.fixture
 def tensorrt(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
     """An installed TensorRT that runs engines for SM80 only."""
-    fake = types.ModuleType("engines.tensorrt_run")
+    fake = types.ModuleType("engines.tensorrt.runner")
 
     def open_bundle(name: str, bundle: Bundle, options: Any) -> FakeRunner:
         if any("sm80" in engine.targets for engine in bundle.manifest.engines):
@@ -64,7 +68,7 @@ def tensorrt(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
         raise EngineError("this card is SM80, the bundle's engines are for SM89")
 
     fake.probe, fake.open_bundle = lambda name: f"{name} 11.2", open_bundle  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "engines.tensorrt_run", fake)
+    monkeypatch.setitem(sys.modules, "engines.tensorrt.runner", fake)
     monkeypatch.setitem(sys.modules, "tensorrt", types.ModuleType("tensorrt"))
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: object())
     yield fake

@@ -5,9 +5,9 @@ import io
 import pytest
 
 from earlytom.checkpoint import CheckpointIdentity
+from earlytom.config import InnerMerging
 from earlytom.errors import ConfigError
-from earlytom.inner import InnerMerging
-from earlytom.shapes import VisionGeometry
+from earlytom.vision.geometry import VisionGeometry
 from export.cli import export_parser
 from export.progress import Progress
 from export.settings import resolve

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 from onnx import TensorProto, helper
 
-from earlytom.bundle import EngineRecord
 from earlytom.errors import ConfigError, EarlyTomError, EngineError
-from engines import tensorrt_build
-from engines.inspect import inspect_plan
-from engines.tensorrt_build import BuildOptions, build_engine, engine_file_name, probe_build
-from engines.tensorrt_worker import build
+from engines.bundle.manifest import EngineRecord
+from engines.tensorrt import build as tensorrt_build
+from engines.tensorrt.build import BuildOptions, build_engine, engine_file_name, probe_build
+from engines.tensorrt.inspect import inspect_plan
+from engines.tensorrt.worker import build
 from tests.tensorrt_graphs import GEOMETRY, copy_graph, exported, in_float32, manifest_for, write_graph
 
 pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx")

@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 
 from earlytom.errors import EngineError
-from engines import tensorrt_build, tensorrt_network, tensorrt_worker
-from engines.tensorrt_build import BuildOptions, build_engine, probe_build
-from engines.tensorrt_products import Card, product_of
+from engines.cards import Card
+from engines.products import product_of
+from engines.tensorrt import build as tensorrt_build
+from engines.tensorrt import network as tensorrt_network
+from engines.tensorrt import worker as tensorrt_worker
+from engines.tensorrt.build import BuildOptions, build_engine, probe_build
 from tests.fake_tensorrt_builder import RECORDS, fake_tensorrt, record
 from tests.tensorrt_graphs import exported
 

@@ -10,15 +10,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from earlytom.bundle import MODEL, Bundle, BundleWriter, Manifest, update_bundle
 from earlytom.errors import BundleError, EngineError
 from earlytom.tower import StaticTower
+from engines.bundle.manifest import MODEL, Manifest
+from engines.bundle.reader import Bundle
+from engines.bundle.writer import BundleWriter, update_bundle
+from engines.cards import current_card
 from engines.onnxruntime import OnnxRuntimeRunner
-from engines.runner import OpenOptions, TorchRunner
-from engines.tensorrt_build import BuildOptions, build_engine
-from engines.tensorrt_products import current_card, product_of
-from engines.tensorrt_run import open_bundle
-from export.onnx import export_tower
+from engines.products import product_of
+from engines.pytorch import TorchRunner
+from engines.runner import OpenOptions
+from engines.tensorrt.build import BuildOptions, build_engine
+from engines.tensorrt.runner import open_bundle
+from export.onnx.exporter import export_tower
 from tests.cases import SMALL, small_clip, small_config, small_vision
 from tests.test_bundle import CHECKPOINT
 

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from earlytom.errors import EngineError
-from earlytom.manifest import PRODUCTS as NAMES
-from engines import tensorrt_products as products
-from engines.tensorrt_products import CARDS, PRODUCTS, Card, current_card, import_product, parse_targets
+from engines import products as products
+from engines.bundle.manifest import PRODUCTS as NAMES
+from engines.cards import CARDS, Card, current_card
+from engines.products import PRODUCTS, import_product, parse_targets
 
 
 def test_the_products_are_those_of_the_manifest() -> None:

@@ -15,17 +15,20 @@ import numpy as np
 import pytest
 import torch
 
-from earlytom.bundle import Bundle, BundleWriter, EngineRecord, Manifest, read_bundle
-from earlytom.config import EarlyTomConfig, preset
+from earlytom.config import EarlyTomConfig, InnerMerging
 from earlytom.errors import BundleError, EngineError, InputError
-from earlytom.inner import InnerMerging
-from earlytom.shapes import VisionGeometry
-from engines import tensorrt_context, tensorrt_run
+from earlytom.presets import preset
+from earlytom.vision.geometry import VisionGeometry
+from engines.bundle.manifest import EngineRecord, Manifest
+from engines.bundle.reader import Bundle, read_bundle
+from engines.bundle.writer import BundleWriter
+from engines.cards import Card, show_targets
 from engines.runner import OpenOptions
-from engines.tensorrt_cache import CacheFile, cache_path
-from engines.tensorrt_guard import choose_record, rebuild_command, refusal, show_targets
-from engines.tensorrt_products import Card
-from engines.tensorrt_run import TensorRTRunner, open_bundle, probe
+from engines.tensorrt import context as tensorrt_context
+from engines.tensorrt import runner as tensorrt_run
+from engines.tensorrt.cache import CacheFile, cache_path
+from engines.tensorrt.guard import choose_record, rebuild_command, refusal
+from engines.tensorrt.runner import TensorRTRunner, open_bundle, probe
 from export.cli import export_parser
 from export.settings import resolve
 from tests import fake_tensorrt as fake
@@ -473,7 +476,7 @@ def test_a_cache_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
     def full_disk(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("engines.tensorrt_cache.os.fsync", full_disk)
+    monkeypatch.setattr("engines.tensorrt.cache.os.fsync", full_disk)
     assert not file.write(b"new")
     assert file.read() == b"old" and [p.name for p in tmp_path.iterdir()] == ["c"]
     assert not CacheFile(tmp_path / "none" / "c", "aa" * 32).write(b"x")

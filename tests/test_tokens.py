@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from earlytom import reference
+from earlytom.newlines import grid_token_count, insert_grid_newlines
 from earlytom.ranking import positions_of, rank
-from earlytom.tokens import gather_tokens, grid_token_count, insert_grid_newlines, select_contextual, select_positions
+from earlytom.tokens import gather_tokens, select_contextual, select_positions
 
 scores = st.integers(0, 2**31).flatmap(
     lambda seed: st.sampled_from([4, 1000]).map(

@@ -9,10 +9,9 @@ from earlytom import reference
 from earlytom.checkpoint import load
 from earlytom.config import EarlyTomConfig
 from earlytom.errors import ConfigError, InputError
-from earlytom.siglip import Attention
 from earlytom.tower import StaticTower
-
-from .cases import TINY, cases, small_clip, small_config, small_vision
+from earlytom.vision.siglip import Attention
+from tests.cases import TINY, cases, small_clip, small_config, small_vision
 
 E2E = cases("e2e/e2e")
 SETTINGS = ("tau", "max_window", "ema", "merge_layers")

@@ -18,19 +18,19 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from earlytom.bundle import MODEL, Bundle
-from earlytom.config import EarlyTomConfig, preset
+from earlytom.config import EarlyTomConfig, InnerMerging
 from earlytom.errors import BundleError, CheckpointError, EngineError, InputError
 from earlytom.flops import prefill_flops, tower_cost, tower_flops, weight_count
-from earlytom.inner import InnerMerging
-from earlytom.shapes import VisionGeometry
+from earlytom.presets import preset
 from earlytom.tower import StaticTower
+from earlytom.vision.geometry import VisionGeometry
+from engines.bundle.manifest import MODEL
+from engines.bundle.reader import Bundle
+from export.onnx.check import check_graph
 from export.report import render_report
-from export.rules import check_graph
 from export.verify import ParityReport, run_traced, verify_bundle
-
-from .cases import small_clip, small_config, small_vision
-from .parity.bundles import copy_bundle, small_bundle
+from tests.cases import small_clip, small_config, small_vision
+from tests.parity.bundles import copy_bundle, small_bundle
 
 CLIP = small_clip(12)[0]
 

@@ -9,9 +9,8 @@ from earlytom import InnerMerging, restore
 from earlytom.demo import write_demo
 from earlytom.errors import ConfigError, InputError
 from earlytom.wrap import earlytom
-
-from .cases import TINY, cases
-from .llava_next import load_stand_in
+from tests.cases import TINY, cases
+from tests.llava_next import load_stand_in
 
 E2E = cases("e2e/e2e")
 

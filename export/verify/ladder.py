@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from earlytom.bundle import DTYPES, MODEL, PRODUCTS, Bundle, digest_file, read_bundle
 from earlytom.errors import ConfigError, EngineError, InputError
 from earlytom.parity import (
     Hop,
@@ -34,8 +33,10 @@ from earlytom.parity import (
     sources,
     split_trace,
 )
-from earlytom.siglip import Vision
 from earlytom.tower import Stage, StaticTower, TowerOutputs, TowerTrace
+from earlytom.vision.siglip import Vision
+from engines.bundle.manifest import DTYPES, MODEL, PRODUCTS
+from engines.bundle.reader import Bundle, digest_file, read_bundle
 
 from .polygraphy import polygraphy_numbers, repeat_command, save_inputs, save_outputs
 
@@ -60,7 +61,7 @@ def verify_bundle(
 
     Raises BundleError, CheckpointError (other weights than the bundle's), EngineError (no such engine), InputError.
     """
-    from engines.runner import ENGINES
+    from engines.opening import ENGINES
 
     bundle = _vouched(bundle) if isinstance(bundle, Bundle) else read_bundle(bundle)
     manifest = bundle.manifest
@@ -177,7 +178,7 @@ class _Ladder:
         return report, actual
 
     def _outputs(self, engine: str) -> TowerOutputs:
-        from engines.runner import open_runner
+        from engines.opening import open_runner
 
         with open_runner(self.bundle, engine, vision=self.vision) as runner:
             return TowerOutputs(*(value.cpu() for value in runner.run(self.clips)))
@@ -225,7 +226,7 @@ def run_traced(bundle: Bundle, clips: Tensor) -> TowerTrace:
     """The bundle's graph in ONNX Runtime on the CPU with its intermediates: uint8 [V, T, H, W, 3] -> TowerTrace."""
     import onnxruntime
 
-    from ..onnx import with_traced_outputs
+    from ..onnx.traced import with_traced_outputs
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4

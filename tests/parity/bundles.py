@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
-from earlytom.bundle import DTYPES, MODEL, Bundle, BundleWriter, Manifest
 from earlytom.config import EarlyTomConfig
-from earlytom.siglip import Vision
 from earlytom.tower import StaticTower
-from export.onnx import DEFAULT_OPSET, export_tower
-
-from ..cases import small_config, small_vision
+from earlytom.vision.siglip import Vision
+from engines.bundle.manifest import DTYPES, MODEL, Manifest
+from engines.bundle.reader import Bundle
+from engines.bundle.writer import BundleWriter
+from export.onnx.exporter import DEFAULT_OPSET, export_tower
+from tests.cases import small_config, small_vision
 
 IDENTITY = {"name": "small", "format": "demo", "digest": "0" * 64}
 

@@ -10,8 +10,7 @@ from earlytom.checkpoint import load
 from earlytom.config import EarlyTomConfig
 from earlytom.parity import align, judge, measure, oracle_trace, split_trace
 from earlytom.tower import StaticTower
-
-from ..cases import TINY, cases, small_clip, small_config, small_vision
+from tests.cases import TINY, cases, small_clip, small_config, small_vision
 
 E2E = cases("e2e/e2e")
 

@@ -11,10 +11,9 @@ from earlytom.clips import synthetic_clip
 from earlytom.config import EarlyTomConfig
 from earlytom.video import read_frames
 from export.verify import verify_bundle
-
-from ..cases import TINY, small_clip, small_vision
-from ..clips import real
-from .bundles import small_bundle, write_bundle
+from tests.cases import TINY, small_clip, small_vision
+from tests.clips import real
+from tests.parity.bundles import small_bundle, write_bundle
 
 
 def second_hop(report):

@@ -1,0 +1,74 @@
+"""A question about a video -> token ids -> embeddings with the visual tokens among them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import Qwen2ForCausalLM
+
+from ..errors import InputError
+
+VIDEO_TOKEN = -200  # stands for the video in a prompt, as in LLaVA-NeXT
+SYSTEM_PROMPT = "You are a helpful assistant."
+
+
+def build_prompt(tokenizer: Any, question: str, *, system: str = SYSTEM_PROMPT) -> list[int]:
+    """Token ids of a question about a video, -200 where the video stands.
+
+    The ChatML form that LLaVA-OneVision and LLaVA-Video were trained with (`qwen_1_5` in LLaVA-NeXT's conversation.py).
+    """
+    before = f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n"
+    after = f"\n{question}<|im_end|>\n<|im_start|>assistant\n"
+    first, last = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before, after))
+    return [*first, VIDEO_TOKEN, *last]
+
+
+def embed_prompt(
+    language: Qwen2ForCausalLM, prompt_ids: Sequence[int] | Tensor, visual_tokens: Tensor
+) -> tuple[Tensor, tuple[int, int]]:
+    """Put visual_tokens [V, D] in the place of the one -200 of prompt_ids [P]: embeddings [1, P - 1 + V, D].
+
+    Also returns the visual span (start, length). Raises InputError on anything that does not fit.
+    """
+    table = language.get_input_embeddings()
+    ids = torch.as_tensor(prompt_ids, device=table.weight.device)
+    if ids.ndim != 1 or ids.is_floating_point():
+        raise InputError(f"prompt_ids must be a list of token ids, not {ids.dtype} of shape {tuple(ids.shape)}")
+    video = (ids == VIDEO_TOKEN).nonzero().flatten().tolist()
+    if len(video) != 1:
+        raise InputError(f"the prompt holds {len(video)} video tokens ({VIDEO_TOKEN}), it must hold exactly one")
+    start = video[0]
+    text = torch.cat([ids[:start], ids[start + 1 :]]).long()
+    if ((text < 0) | (text >= table.num_embeddings)).any():
+        raise InputError(f"a prompt id is outside of the vocabulary: ids lie in 0..{table.num_embeddings - 1}")
+    if visual_tokens.ndim != 2 or not len(visual_tokens) or visual_tokens.shape[1] != table.embedding_dim:
+        raise InputError(
+            f"visual_tokens has shape {tuple(visual_tokens.shape)}, it must be [V, {table.embedding_dim}] with V >= 1"
+        )
+    words = table(text)
+    visual = visual_tokens.to(words)
+    return torch.cat([words[:start], visual, words[start:]])[None], (start, len(visual))
+
+
+def embed_batch(
+    language: Qwen2ForCausalLM, prompts: Sequence[Sequence[int] | Tensor], videos: Sequence[Tensor]
+) -> dict[str, Any]:
+    """What Qwen2's forward and generate take for these prompts and their visual tokens, one video each.
+
+    inputs_embeds [B, N, D], padded on the left; attention_mask [B, N]; visual_spans: (start, length) of each sample.
+    Raises InputError.
+    """
+    samples = [embed_prompt(language, ids, tokens) for ids, tokens in zip(prompts, videos, strict=True)]
+    lengths = [embeds.shape[1] for embeds, _ in samples]
+    before = [max(lengths) - length for length in lengths]
+    embeds = torch.cat([pad(embeds, (0, 0, shift, 0)) for (embeds, _), shift in zip(samples, before, strict=True)])
+    columns = torch.arange(max(lengths), device=embeds.device)
+    return {
+        "inputs_embeds": embeds,
+        "attention_mask": (columns >= torch.tensor(before, device=embeds.device)[:, None]).long(),
+        "visual_spans": [(start + shift, length) for (_, (start, length)), shift in zip(samples, before, strict=True)],
+    }

@@ -1,0 +1,255 @@
+"""transformers' Qwen2 with inner merging: before decoder layer k the prefill loses some of its visual tokens.
+
+Nothing is stored in the model. What a call wants travels with it (`inner`, `visual_spans`), and what a decode step must
+know follows from that: the mask from layer k on is the attention mask less the columns that were merged away. Layers
+below k cache all tokens, those from k on the kept ones; decoding goes on at the full rotary position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache, Qwen2Config, Qwen2ForCausalLM, Qwen2Model
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, rotate_half
+from transformers.utils.output_capturing import capture_outputs
+
+from ..config import InnerMerging
+from ..errors import ConfigError, InputError
+from ..inner import MergeRequest, Spans, check_lengths
+from .prompt import embed_batch
+
+
+class MergingQwen2Model(Qwen2Model):
+    """Qwen2Model whose forward takes `inner` and `visual_spans`. It adds no weights, buffers or attributes."""
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        inner: InnerMerging | None = None,
+        visual_spans: Spans | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """As Qwen2Model's, with merging; last_hidden_state of a prefill is [B, N', D], N' <= N, padded on the left.
+
+        inner: what to merge, or None. visual_spans: (start, length) for each sample as columns of the padded row, of
+        length 0 where there is no video. A decode step takes the prefill's two again and the full attention mask.
+        Raises ConfigError when the model cannot merge so, InputError when the arguments do not fit each other.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise InputError("pass either input_ids or inputs_embeds, and not both")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        if inner is not None:
+            check_layer(self.config, inner)
+        request = MergeRequest.of(inner, visual_spans, inputs_embeds.shape[0])
+        if past_key_values is not None and not past_key_values.is_compileable:
+            check_lengths([past_key_values.get_seq_length(i) for i in range(len(self.layers))], request)
+        elif past_key_values is not None and request is not None:
+            raise InputError("inner merging needs a cache whose layers may differ in length, such as DynamicCache")
+        arguments: dict[str, Any] = {
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "past_key_values": past_key_values,
+            "inputs_embeds": inputs_embeds,
+            "use_cache": self.config.use_cache if use_cache is None else use_cache,
+        }
+        if request is None:
+            return super().forward(**arguments, **kwargs)
+        return self._forward_merging(request, **arguments, **kwargs)
+
+    @capture_outputs
+    def _forward_merging(
+        self,
+        request: MergeRequest,
+        *,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        past_key_values: Cache | None,
+        inputs_embeds: Tensor,
+        use_cache: bool,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """The decoder with merging before layer k (prefill), or with the pruned mask from layer k on (decode)."""
+        batch, queries = inputs_embeds.shape[:2]
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        k = request.inner.layer
+        past, past_from_k = 0, 0
+        if past_key_values is not None:
+            past, past_from_k = past_key_values.get_seq_length(), past_key_values.get_seq_length(k)
+        visible = attention_mask
+        if visible is None:
+            visible = inputs_embeds.new_ones(batch, past + queries, dtype=torch.bool)
+        if visible.shape != (batch, past + queries):
+            raise InputError(
+                f"attention_mask has shape {tuple(visible.shape)}, with inner merging it must be "
+                f"[{batch}, {past + queries}]: a row for each sample, a column for each token cached or passed"
+            )
+        if position_ids is None:
+            position_ids = torch.arange(past, past + queries, device=inputs_embeds.device)[None]
+        prefill = past == 0
+        width = request.pruned_width(visible) if prefill else past_from_k + queries  # N'
+        masking: dict[str, Any] = {"config": self.config, "past_key_values": past_key_values}
+        mask = create_causal_mask(
+            inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids, **masking
+        )
+        hidden = inputs_embeds  # [B, N, D]
+        rotary = self.rotary_emb(hidden, position_ids)
+        context: dict[str, Any] = {"past_key_values": past_key_values, "use_cache": use_cache, **kwargs}
+        below = {"attention_mask": mask, "position_embeddings": rotary, "position_ids": position_ids, **context}
+        for layer in self.layers[: k - 1]:
+            hidden = layer(hidden, **below)
+        layer, score = self.layers[k - 1], None
+        if prefill and request.inner.method == "attention":
+            score = last_query_attention(layer, hidden, rotary, visible)  # [B, N]
+        hidden = layer(hidden, **below)
+        if prefill:
+            hidden, positions = request.merge(hidden, score, position_ids.expand(batch, -1), width)  # [B, N', D]
+            rotary = self.rotary_emb(hidden, positions)
+        even = attention_mask is None and len(set(request.removed)) == 1  # nothing hidden, and all samples as long
+        pruned = None if even else request.pruned_mask(visible, width)
+        mask = create_causal_mask(inputs_embeds=hidden, attention_mask=pruned, layer_idx=k, **masking)
+        # No position_ids from here: kept tokens leave gaps in them, which flash attention takes for packed sequences.
+        for layer in self.layers[k : self.config.num_hidden_layers]:
+            hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary, **context)
+        return BaseModelOutputWithPast(
+            last_hidden_state=self.norm(hidden), past_key_values=past_key_values if use_cache else None
+        )
+
+
+class Qwen2(Qwen2ForCausalLM):
+    """Qwen2ForCausalLM with inner merging: forward and generate take `inner` and `visual_spans` on top of their own.
+
+    Weights and their names are Qwen2ForCausalLM's. Source: the released code's `Qwen2Model_earlytom`, without quirks 3
+    and 4 (docs/method.md): the layer that scores stays causal, and every mask fits the tokens that are left.
+    """
+
+    def __init__(self, config: Qwen2Config) -> None:
+        super(Qwen2ForCausalLM, self).__init__(config)  # past Qwen2ForCausalLM, which would build a Qwen2Model
+        self.model = MergingQwen2Model(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = torch.nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        inner: InnerMerging | None = None,
+        visual_spans: Spans | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """As Qwen2ForCausalLM's, with MergingQwen2Model's `inner` and `visual_spans`; logits [B, N', vocabulary]."""
+        if labels is not None and inner is not None:
+            raise InputError("labels cannot go with inner merging: it works in prefill and drops some of their tokens")
+        return super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            labels=labels,
+            use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
+            inner=inner,
+            visual_spans=visual_spans,
+            **kwargs,
+        )
+
+    def generate(self, *args: Any, visual_spans: Spans | None = None, **kwargs: Any) -> Any:
+        """GenerationMixin.generate with `inner` and `visual_spans` (as in forward); embeddings are always cached."""
+        if visual_spans is not None:  # a tensor, so that generate repeats it for beams and several sequences
+            kwargs["visual_spans"] = torch.as_tensor(visual_spans, device="cpu")
+        return super().generate(*args, **kwargs)
+
+
+def check_layer(config: Qwen2Config, inner: InnerMerging) -> None:
+    """Raise ConfigError unless a model of this configuration can merge before that layer."""
+    if inner.layer >= config.num_hidden_layers:
+        raise ConfigError(
+            f"inner merging before layer {inner.layer} cannot be: the model has {config.num_hidden_layers} layers, "
+            f"so the layer must lie in 1..{config.num_hidden_layers - 1}"
+        )
+    if "sliding_attention" in (config.layer_types or ()):
+        raise ConfigError(
+            "inner merging does not go with sliding-window layers, whose windows would count merged tokens as one: "
+            "use a configuration with use_sliding_window=False"
+        )
+
+
+def last_query_attention(
+    layer: Qwen2DecoderLayer, hidden: Tensor, rotary: tuple[Tensor, Tensor], visible: Tensor
+) -> Tensor:
+    """Attention that the last token pays to every token in `layer`, averaged over heads: [B, N] float32.
+
+    hidden [B, N, D] enters the layer; rotary: cosines and sines [B or 1, N, head width]; visible [B, N]: 0 for padding.
+    One row for each head is formed, never an [N, N] matrix: nothing comes after the last token, so the row is causal.
+    """
+    attention = layer.self_attn
+    batch, tokens = hidden.shape[:2]
+    states = layer.input_layernorm(hidden)
+    key = attention.k_proj(states).view(batch, tokens, -1, attention.head_dim).transpose(1, 2)  # [B, G, N, d]
+    query = attention.q_proj(states[:, -1:]).view(batch, 1, -1, attention.head_dim).transpose(1, 2)  # [B, H, 1, d]
+    cos, sin = rotary
+    cos, sin = cos[:, None], sin[:, None]  # [B or 1, 1, N, d]
+    key = key * cos + rotate_half(key) * sin
+    query = query * cos[:, :, -1:] + rotate_half(query) * sin[:, :, -1:]
+    grouped = query.reshape(batch, key.shape[1], -1, attention.head_dim)  # [B, G, H / G, d]
+    logits = grouped.float() @ key.float().transpose(2, 3) * attention.scaling  # [B, G, H / G, N]
+    logits = logits.masked_fill(~visible.bool()[:, None, None], float("-inf"))
+    return logits.softmax(dim=-1).mean(dim=(1, 2))
+
+
+def generate(
+    model: Any,
+    prompt_ids: Sequence[int] | Tensor | Sequence[Sequence[int] | Tensor],
+    visual_tokens: Tensor | Sequence[Tensor],
+    *,
+    inner: InnerMerging | None = None,
+    max_new_tokens: int,
+    do_sample: bool = False,
+    **generate_kwargs: Any,
+) -> Tensor:
+    """Answer a prompt about a video: the new token ids, [new] int64; of a batch, [B, new], padded at the end.
+
+    model: a Qwen2 of this module, or an object whose `language` is one. prompt_ids: ids with one -200 for the video;
+    visual_tokens [V, D]: what stands there, newline included. For a batch, a list of each; lengths may differ.
+    inner: merging inside the LLM, or None. generate_kwargs go to transformers' generate (streamer, temperature, ...).
+    Raises InputError and ConfigError.
+    """
+    language = model if isinstance(model, Qwen2) else getattr(model, "language", None)
+    if not isinstance(language, Qwen2):
+        raise InputError(f"a {type(model).__name__} cannot generate: pass earlytom's Qwen2, or a model holding one")
+    if inner is not None:
+        check_layer(language.config, inner)
+    if generate_kwargs.get("return_dict_in_generate"):
+        raise InputError("generate returns ids only: call the language model's generate for return_dict_in_generate")
+    single = isinstance(visual_tokens, Tensor)
+    prompts: Any = [prompt_ids] if single else prompt_ids
+    videos: Any = [visual_tokens] if single else visual_tokens
+    if len(prompts) != len(videos) or not len(videos):
+        raise InputError(f"{len(prompts)} prompts do not go with {len(videos)} videos: pass as many of each, 1 or more")
+    ids = language.generate(
+        **embed_batch(language, prompts, videos),
+        inner=inner,
+        max_new_tokens=max_new_tokens,
+        do_sample=do_sample,
+        **generate_kwargs,
+    )
+    return ids[0] if single and len(ids) == 1 else ids

@@ -1,0 +1,73 @@
+"""Time the engines of one bundle against each other on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from earlytom.clips import synthetic_clip
+from earlytom.errors import EarlyTomError, EngineError
+from earlytom.flops import tower_flops
+
+from ..bundle.reader import Bundle
+from ..opening import ENGINES, open_runner
+from .machine import clocks, describe_machine
+from .timing import compare_times
+
+if TYPE_CHECKING:
+    from earlytom.vision.siglip import Vision
+
+
+def bench_bundle(
+    bundle: Bundle, engines: Sequence[str] | None = None, *, runs: int = 30, device: str | None = None,
+    vision: Vision | None = None,
+) -> dict[str, Any]:
+    """Run each engine on the same clip, round by round; plain JSON.
+
+    {"times": engine -> median, minimum, maximum in ms, "speedup": how many times as fast as the first of them, round by
+    round, "not_run": engine -> why, "why", "tflops", "machine", "clocks"}. engines: default all that the machine runs,
+    the torch one where `vision` is given. A call includes moving a clip to the card where it is not there yet; here it
+    is. Raises EngineError when none runs.
+    """
+    manifest = bundle.manifest
+    if runs < 1:
+        raise EngineError(f"runs is {runs}, it must be at least 1")
+    frames = torch.stack(
+        [
+            torch.from_numpy(synthetic_clip(manifest.config.frames, manifest.geometry.image_size, seed=v))
+            for v in range(manifest.batch)
+        ]
+    )
+    names = tuple(engines) if engines is not None else tuple(n for n in ENGINES if n != "torch" or vision is not None)
+    calls: dict[str, Callable[[], object]] = {}
+    why, not_run, memory = {}, {}, {}
+    with ExitStack() as stack:
+        on_card = False
+        for name in names:
+            try:
+                runner = stack.enter_context(open_runner(bundle, name, device=device, vision=vision))
+                clip = frames.to(getattr(runner, "device", "cpu"))
+                runner.run(clip)
+            except EarlyTomError as error:
+                not_run[name] = str(error)
+                continue
+            on_card = on_card or clip.is_cuda
+            calls[name], why[name] = partial(runner.run, clip), runner.why
+            memory[name] = getattr(runner, "device_memory_bytes", None)
+        if not calls:
+            raise EngineError(f"no engine of {bundle.path} runs here: {'; '.join(not_run.values())}")
+        before = clocks()
+        times = compare_times(calls, runs=runs, device="cuda" if on_card else "cpu")
+        first, flops = next(iter(calls)), tower_flops(manifest.config, manifest.geometry, manifest.batch)
+        done = flops["pruned"]["total"]
+        return {
+            "bundle": str(bundle.path), "dtype": manifest.dtype, "times": times.to_dict(),
+            "speedup": {name: round(times.ratio(first, name), 3) for name in calls},
+            "tflops": {name: round(done / times.timing(name).median / 1e9, 3) for name in calls},
+            "device_memory_bytes": memory, "why": why, "not_run": not_run, "machine": describe_machine(),
+            "clocks": {"before": before, "after": clocks()},
+        }  # fmt: skip

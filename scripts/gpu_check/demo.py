@@ -1,0 +1,77 @@
+"""The built-in demo asked one question through every engine that this machine runs: is the first token the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from earlytom.clips import synthetic_clip
+from earlytom.errors import EngineError
+from earlytom.presets import preset
+from earlytom.tower import StaticTower, TowerOutputs
+from engines.bundle.manifest import MODEL, Manifest
+from engines.bundle.writer import BundleWriter, update_bundle
+
+from .journal import Skip
+from .workshop import Workshop
+
+QUESTION = "What happens in this video?"
+
+
+def first_tokens(shop: Workshop) -> dict[str, Any]:
+    """{"tokens": engine -> id of its first token, "equal", "not_run": engine -> why}; the demo is float32."""
+    from earlytom.checkpoint import load
+    from earlytom.pipeline import VideoPipeline
+    from engines.opening import ENGINES, open_runner
+    from engines.tensorrt.build import BuildOptions, build_engine
+    from engines.tensorrt.runner import probe as probe_run
+    from export.onnx.exporter import DEFAULT_OPSET, export_tower
+
+    model = load("demo", device="cpu")
+    config = preset("videomme", 0.2)
+    assert model.vision is not None
+    tower = StaticTower(model.vision, config).eval()
+    shop.tick("export the demo")
+    folder = shop.folder / "demo"
+    with BundleWriter(folder) as writer:
+        export_tower(tower, writer.path / MODEL, opset=DEFAULT_OPSET, progress=shop.tick)
+        manifest = Manifest.derive(
+            config, model.identity.geometry, dtype="fp32", opset=DEFAULT_OPSET, attention="primitives",
+            checkpoint=model.identity.to_dict(), tools={},
+        )  # fmt: skip
+        bundle = writer.commit(manifest)
+    not_run: dict[str, str] = {}
+    for product in ("tensorrt", "tensorrt-rtx"):
+        try:
+            probe_run(product)
+            record = build_engine(
+                bundle.path / MODEL, manifest, shop.folder, BuildOptions(product=product), progress=shop.tick
+            )
+        except EngineError as error:
+            not_run[product] = str(error)
+        else:
+            bundle = update_bundle(bundle, add={record.file: shop.folder / record.file}, engines=[record])
+
+    clip = torch.from_numpy(synthetic_clip(config.frames, model.identity.geometry.image_size))
+
+    def ask(encoder: Callable[[Tensor], TowerOutputs]) -> int:
+        pipeline = VideoPipeline(
+            encoder, model.language, model.tokenizer, config, tower.shapes, model.eos_token_ids
+        )  # fmt: skip
+        return pipeline.ask(pipeline.encode(clip), QUESTION, max_new_tokens=1).ids[0]
+
+    tokens: dict[str, int] = {}
+    for name in ENGINES:
+        if name in not_run:
+            continue
+        try:
+            with open_runner(bundle, name, vision=model.vision) as runner:
+                tokens[name] = ask(runner.run)
+        except EngineError as error:
+            not_run[name] = str(error)
+    if len(tokens) < 2:
+        raise Skip(f"fewer than two engines run here: {'; '.join(not_run.values())}")
+    return {"tokens": tokens, "equal": len(set(tokens.values())) == 1, "not_run": not_run}
