@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from earlytom.config import EarlyTomConfig, InnerMerging
 from earlytom.errors import BundleError, ConfigError, ExportError
 from earlytom.vision.geometry import VisionGeometry
-from engines.bundle import reader as module
+from engines.bundle import writer as module
 from engines.bundle.manifest import EngineRecord, FileRecord, Manifest, request_key
 from engines.bundle.reader import Bundle, find_same, read_bundle
 from engines.bundle.writer import BundleWriter, update_bundle

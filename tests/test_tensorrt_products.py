@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from earlytom.errors import EngineError
-from engines import products as products
+from engines import cards, products
 from engines.bundle.manifest import PRODUCTS as NAMES
 from engines.cards import CARDS, Card, current_card
 from engines.products import PRODUCTS, import_product, parse_targets
@@ -134,13 +134,13 @@ class FakeDriver:
 
 
 def test_the_card_in_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_driver_library", FakeDriver)
-    monkeypatch.setattr(products, "_driver_release", lambda: "580.95.05")
+    monkeypatch.setattr(cards, "_driver_library", FakeDriver)
+    monkeypatch.setattr(cards, "_driver_release", lambda: "580.95.05")
     assert current_card() == Card("NVIDIA A100-SXM4-80GB", "sm80", "580.95.05", "13.1")
     assert current_card(1) is None
 
     def missing() -> None:
         raise OSError("libcuda.so.1: cannot open shared object file")
 
-    monkeypatch.setattr(products, "_driver_library", missing)
+    monkeypatch.setattr(cards, "_driver_library", missing)
     assert current_card() is None
