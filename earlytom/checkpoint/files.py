@@ -13,8 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .checkpoint_config import CheckpointConfig, read_json
-from .errors import CheckpointError
+from ..errors import CheckpointError
+from .formats import CheckpointConfig, read_json
 from .keys import Slot, Stored, locate
 
 INDEX = "model.safetensors.index.json"

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .checkpoint_config import CheckpointConfig, read_config
-from .config import POOLING
-from .errors import CheckpointError, InputError
+from ..config import POOLING
+from ..errors import CheckpointError, InputError
+from ..vision.geometry import VisionGeometry
+from ..vision.siglip import Vision
+from .files import INDEX, read_header, read_index, read_tensors, tensor_files, wanted, weights_digest
+from .formats import CheckpointConfig, read_config
 from .keys import PARTS, Slot, Stored, Unused, locate, match
-from .vision.geometry import VisionGeometry
-from .vision.siglip import Vision
-from .weights import INDEX, read_header, read_index, read_tensors, tensor_files, wanted, weights_digest
 
 if TYPE_CHECKING:
-    from .language.qwen2 import Qwen2
+    from ..language.qwen2 import Qwen2
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json")  # a checkpoint without either has no tokenizer
 HUB_PATTERNS = ("*.json", "merges.txt", "*.jinja")  # fetched first; then the weight files that the parts need
@@ -77,7 +77,7 @@ def load(
 ) -> Model:
     """Load a checkpoint's weights, those of `parts` only, cast to `dtype` on `device`; modules are in eval mode.
 
-    checkpoint: "demo" (see earlytom.demo), a directory, or a hub id, fetched through huggingface_hub, which honours
+    checkpoint: "demo" (see demo.py), a directory, or a hub id, fetched through huggingface_hub, which honours
     HF_HUB_OFFLINE; only JSON, tokenizer and safetensors files are ever fetched. parts: of "vision" and "language"; a
     weight file that holds nothing of them is neither fetched nor opened. pooling: in place of the checkpoint's own
     (LLaVA-Video is evaluated with "average" whatever its file says). device: "meta" checks every name and shape and
@@ -276,7 +276,7 @@ def _language(
     """Qwen2 without weights. Raises CheckpointError on a configuration, InputError on an attention, that it refuses."""
     from transformers import Qwen2Config
 
-    from .language.qwen2 import Qwen2
+    from ..language.qwen2 import Qwen2
 
     text = dict(config.text)
     if "vocab_size" not in text:  # some LLaVA-NeXT files do not tell it: then it is the embedding's length

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from .errors import CheckpointError, ConfigError, InputError
-from .vision.geometry import VisionGeometry
+from ..errors import CheckpointError, ConfigError, InputError
+from ..vision.geometry import VisionGeometry
 
 # SigLIP so400m-patch14-384, by the names of its configuration. LLaVA-NeXT checkpoints name it and do not repeat this.
 SO400M: dict[str, Any] = {

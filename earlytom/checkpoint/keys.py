@@ -1,7 +1,7 @@
 """Names of weights: one table for each checkpoint format, and strict matching of what is stored with what is needed.
 
 A weight is known here by its slot: the part of the model it belongs to, and its parameter name in that part's module,
-`earlytom.siglip.Vision` or `earlytom.qwen2.Qwen2`.
+`earlytom.vision.siglip.Vision` or `earlytom.language.qwen2.Qwen2`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from .errors import CheckpointError
+from ..errors import CheckpointError
 
 PARTS = ("vision", "language")
 READABLE = ("BF16", "F16", "F32", "F64")  # safetensors' names of the dtypes that can be cast to what is asked for
