@@ -9,13 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 _HOMES = {
-    "CheckpointIdentity": "loader",
+    "CheckpointIdentity": "identity",
     "Model": "loader",
-    "SharedParts": "loader",
+    "SharedParts": "modules",
     "best_attention": "loader",
     "live_config": "formats",
     "load": "loader",
-    "share_weights": "loader",
+    "share_weights": "modules",
     "write_demo": "demo",
 }
 __all__ = list(_HOMES)
@@ -23,12 +23,12 @@ __all__ = list(_HOMES)
 if TYPE_CHECKING:
     from .demo import write_demo as write_demo
     from .formats import live_config as live_config
-    from .loader import CheckpointIdentity as CheckpointIdentity
+    from .identity import CheckpointIdentity as CheckpointIdentity
     from .loader import Model as Model
-    from .loader import SharedParts as SharedParts
     from .loader import best_attention as best_attention
     from .loader import load as load
-    from .loader import share_weights as share_weights
+    from .modules import SharedParts as SharedParts
+    from .modules import share_weights as share_weights
 
 
 def __getattr__(name: str) -> Any:

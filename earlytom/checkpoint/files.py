@@ -1,31 +1,29 @@
-"""Safetensors files of a checkpoint: which tensor is where, reading the ones that are asked for, and a fingerprint."""
+"""Files of a checkpoint: its JSON, its safetensors files, and which tensor is where. No tensor is read here."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
-
 from ..errors import CheckpointError
-from .formats import CheckpointConfig, read_json
-from .keys import Slot, Stored, locate
+from .keys import Stored
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-SAMPLE = 4096  # bytes of each vision tensor that go into the digest
 
 
-def wanted(key: str, format: str, parts: Sequence[str], *, unknown: bool = False) -> bool:
-    """Whether a tensor belongs to one of `parts`; `unknown` is the answer for a name that no table knows."""
-    slot = locate(key, format)
-    return unknown if slot is None else slot[0] in parts
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises CheckpointError when there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise CheckpointError(f"{path} is not JSON: {error}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds a JSON {type(value).__name__}, it must hold an object")
+    return value
 
 
 def read_index(directory: Path) -> dict[str, str]:
@@ -83,53 +81,3 @@ def read_header(path: Path) -> dict[str, Stored]:
     if end != size:
         raise CheckpointError(f"{path} is damaged: it is {size} bytes long, its header describes {end}; fetch it again")
     return header
-
-
-def read_tensors(
-    directory: Path, files: Mapping[str, str], found: Mapping[Slot, str], dtype: torch.dtype, device: torch.device
-) -> dict[Slot, Tensor]:
-    """The tensors of `found` (slot -> stored name), read one at a time, cast to `dtype` and moved to `device`.
-
-    files: stored name -> file. Raises CheckpointError.
-    """
-    by_file: dict[str, list[tuple[Slot, str]]] = defaultdict(list)
-    for slot, key in found.items():
-        by_file[files[key]].append((slot, key))
-    tensors = {}
-    for file, items in by_file.items():
-        try:
-            with safe_open(directory / file, framework="pt", device="cpu") as shard:
-                for slot, key in items:  # a copy: what safe_open gives is a view of the mapped file
-                    tensors[slot] = shard.get_tensor(key).to(device=device, dtype=dtype, copy=True)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{directory / file} cannot be read: {error}") from None
-    return tensors
-
-
-def weights_digest(directory: Path, config: CheckpointConfig, files: Mapping[str, str]) -> str:
-    """SHA-256, in hex, of what identifies a checkpoint, in milliseconds also where hashing 15 GB would take minutes.
-
-    files: tensor name -> file, for all tensors. It covers config.json and the vision tower's configuration; the names
-    of all tensors; of every vision tensor its dtype, its shape and its first 4096 bytes. It is the same for every
-    choice of parts and for every sharding. It does not cover the language weights beyond their names: what is exported,
-    and what digests are compared for, is the vision side, and loading that may not open the language files. A vision
-    file that is not there counts as absent.
-    """
-    by_file: dict[str, list[str]] = defaultdict(list)
-    for key, name in files.items():
-        if wanted(key, config.format, ("vision",)):
-            by_file[name].append(key)
-    samples: list[tuple[Any, ...]] = []
-    for name, keys in by_file.items():
-        path = directory / name
-        header = read_header(path) if path.is_file() else {}
-        samples += [(key, "absent") for key in keys if key not in header]
-        if header:
-            with path.open("rb") as file:
-                for key in header.keys() & set(keys):
-                    tensor = header[key]
-                    file.seek(tensor.start)
-                    data = file.read(min(SAMPLE, tensor.stop - tensor.start))
-                    samples.append((key, tensor.dtype, tensor.shape, hashlib.sha256(data).hexdigest()))
-    content = {"version": 1, "source": config.source, "names": sorted(files), "vision": sorted(samples)}
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

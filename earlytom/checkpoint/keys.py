@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import CheckpointError
@@ -103,6 +103,12 @@ def key_of(slot: Slot, format: str) -> str:
         if key is not None and locate(key, format) == slot:
             return key
     raise KeyError(slot)
+
+
+def wanted(key: str, format: str, parts: Sequence[str], *, unknown: bool = False) -> bool:
+    """Whether a tensor belongs to one of `parts`; `unknown` is the answer for a name that no table knows."""
+    slot = locate(key, format)
+    return unknown if slot is None else slot[0] in parts
 
 
 @dataclass(frozen=True)
