@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import SharedParts, share_weights
-from .checkpoint_config import live_config
+from .checkpoint import SharedParts, live_config, share_weights
 from .config import EarlyTomConfig
 from .errors import ConfigError, InputError
 from .language.prompt import VIDEO_TOKEN, embed_batch

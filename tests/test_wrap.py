@@ -6,7 +6,7 @@ from transformers import LlavaOnevisionForConditionalGeneration
 
 import earlytom as package
 from earlytom import InnerMerging, restore
-from earlytom.demo import write_demo
+from earlytom.checkpoint.demo import write_demo
 from earlytom.errors import ConfigError, InputError
 from earlytom.wrap import earlytom
 from tests.cases import TINY, cases
