@@ -147,7 +147,7 @@ def _converse(arguments: argparse.Namespace, pipeline: VideoPipeline, encoded: E
 
 
 def _explain(path: Path, video: VideoFrames, encoded: EncodedVideo, grid: int) -> None:
-    from earlytom.explain import draw_explanation
+    from earlytom.video.explain import draw_explanation
 
     draw_explanation(
         video.frames, encoded.positions.cpu(), encoded.dynamic.cpu(), encoded.weights.cpu(), grid=grid,

@@ -16,6 +16,7 @@ from earlytom.checkpoint import CheckpointIdentity, load
 from earlytom.config import EarlyTomConfig
 from earlytom.errors import ConfigError, ParityError
 from earlytom.shapes import StaticShapes, derive_shapes
+from earlytom.video import read_frames, verification_clips
 from engines.bundle.manifest import DTYPES, MODEL, Manifest, request_key
 from engines.bundle.reader import Bundle, find_same, read_bundle
 from engines.bundle.writer import BundleWriter
@@ -25,7 +26,6 @@ from .settings import resolve
 
 if TYPE_CHECKING:
     import torch
-    from numpy.typing import NDArray
 
     from earlytom.vision.siglip import Vision
     from engines.tensorrt.build import BuildOptions
@@ -175,7 +175,8 @@ def plan_job(arguments: argparse.Namespace) -> Job:
     if opset not in OPSETS:
         raise ConfigError(f"opset {opset} cannot be exported, choose one of {', '.join(map(str, OPSETS))}")
     if arguments.video is not None:
-        _read_clip(arguments.video, config, identity.geometry.image_size)  # refuse a bad file before the work
+        # Refuse a bad file before the work.
+        read_frames(arguments.video, frames=config.frames, size=identity.geometry.image_size)
     output = arguments.output
     if output is None:
         name = re.sub(r"[^A-Za-z0-9.-]+", "-", Path(identity.name).name).strip("-") or "checkpoint"
@@ -243,7 +244,9 @@ def run_job(job: Job) -> dict[str, Any]:
         if job.verify:
             with progress.stage("verify"):
                 full = _vision(job, torch.float32)
-                frames = _clip(job.video, job.config, job.identity.geometry.image_size, job.batch)
+                frames = verification_clips(
+                    job.video, frames=job.config.frames, size=job.identity.geometry.image_size, batch=job.batch
+                )
                 report = verify_bundle(
                     Bundle(writer.path, manifest), frames, vision=full, save_tensors=job.save_tensors,
                     progress=progress.step,
@@ -271,7 +274,9 @@ def verify_again(arguments: argparse.Namespace) -> tuple[bool, str]:
 
     bundle = read_bundle(arguments.bundle)
     manifest = bundle.manifest
-    frames = _clip(arguments.video, manifest.config, manifest.geometry.image_size, manifest.batch)
+    frames = verification_clips(
+        arguments.video, frames=manifest.config.frames, size=manifest.geometry.image_size, batch=manifest.batch
+    )
     progress = Progress(("verify",), quiet=arguments.quiet or arguments.json)
     with progress.stage("verify"):
         report = verify_bundle(
@@ -295,23 +300,6 @@ def _vision(job: Job, dtype: torch.dtype) -> Vision:
     vision = load(job.checkpoint, dtype=dtype, parts=("vision",), pooling=job.identity.pooling).vision
     assert vision is not None
     return vision
-
-
-def _clip(video: Path | None, config: EarlyTomConfig, size: int, batch: int) -> NDArray[Any]:
-    """uint8 [V, T, H, W, 3]: the video, or a synthetic clip, once for each video of the batch."""
-    import numpy as np
-
-    from earlytom.clips import synthetic_clip
-
-    if video is not None:
-        return np.stack([_read_clip(video, config, size)] * batch)
-    return np.stack([synthetic_clip(config.frames, size, seed=v) for v in range(batch)])
-
-
-def _read_clip(video: Path, config: EarlyTomConfig, size: int) -> NDArray[Any]:
-    from earlytom.video import read_frames
-
-    return read_frames(video, frames=config.frames, size=size).frames
 
 
 def _result(bundle: Bundle, *, skipped: bool, seconds: dict[str, float]) -> dict[str, Any]:

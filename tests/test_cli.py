@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from earlytom.clips import synthetic_clip
 from earlytom.errors import EngineError
+from earlytom.video.clips import synthetic_clip
 from engines.bundle.reader import read_bundle
 from engines.infer import main as infer
 from engines.opening import open_runner

@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from earlytom.clips import synthetic_clip
 from earlytom.errors import InputError, VideoError
-from earlytom.explain import DYNAMIC, STATIC, describe_mix, draw_explanation
+from earlytom.video.clips import synthetic_clip
+from earlytom.video.explain import DYNAMIC, STATIC, describe_mix, draw_explanation
 
 
 def test_mixes_are_said_in_words():

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 BUILD = """
 import hashlib, json, resource, sys, time
-from earlytom.bundle import Manifest
+from engines.bundle.manifest import Manifest
 from earlytom.config import EarlyTomConfig
 from earlytom.shapes import VisionGeometry
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""earlytom/video.py: real clips, exact sampling, the SigLIP processor's pixels, and every way a file can be wrong."""
+"""earlytom/video/: real clips, exact sampling, the SigLIP processor's pixels, and every way a file can be wrong."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-import earlytom.video as video
+import earlytom.video.reader as reader
 from earlytom.errors import EarlyTomError, InputError, VideoError
 from earlytom.video import read_frames, resize_frames, sample_indices
 from tests import clips
@@ -89,7 +89,7 @@ def test_as_many_frames_as_there_are(clip: Path) -> None:
 
 @pytest.mark.parametrize("guess", [0, 20, 39, 41, 90])
 def test_packet_count_is_only_a_guess(clip: Path, monkeypatch: pytest.MonkeyPatch, guess: int) -> None:
-    monkeypatch.setattr(video, "_count_packets", lambda file: guess)
+    monkeypatch.setattr(reader, "_count_packets", lambda file: guess)
     got = read_frames(clip, frames=16, size=32)
     assert got.frame_count == 40 and seen_indices(got.frames, 40) == got.indices.tolist()
     with pytest.raises(VideoError, match="40 frames and 41"):
@@ -98,7 +98,7 @@ def test_packet_count_is_only_a_guess(clip: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_batches_of_pending_frames_keep_order(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = read_frames(clip, frames=16, size=32).frames
-    monkeypatch.setattr(video, "PENDING_BYTES", 3 * 48 * 64 * 3)
+    monkeypatch.setattr(reader, "PENDING_BYTES", 3 * 48 * 64 * 3)
     assert np.array_equal(read_frames(clip, frames=16, size=32).frames, whole)
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from earlytom.clips import synthetic_clip
 from earlytom.errors import EarlyTomError, EngineError
 from earlytom.flops import tower_flops
+from earlytom.video.clips import synthetic_clip
 
 from ..bundle.reader import Bundle
 from ..opening import ENGINES, open_runner

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from earlytom.clips import synthetic_clip
 from earlytom.errors import EngineError
 from earlytom.presets import preset
 from earlytom.tower import StaticTower, TowerOutputs
+from earlytom.video.clips import synthetic_clip
 from engines.bundle.manifest import MODEL, Manifest
 from engines.bundle.writer import BundleWriter, update_bundle
 

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from earlytom.clips import synthetic_clip
 from earlytom.config import EarlyTomConfig
 from earlytom.flops import unpruned_config
 from earlytom.tower import StaticTower
+from earlytom.video.clips import synthetic_clip
 from earlytom.vision.geometry import VisionGeometry
 from earlytom.vision.siglip import Vision
 from engines.bundle.manifest import DTYPES, MODEL, EngineRecord, Manifest

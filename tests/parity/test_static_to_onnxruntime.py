@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from earlytom.checkpoint import load
-from earlytom.clips import synthetic_clip
 from earlytom.config import EarlyTomConfig
 from earlytom.video import read_frames
+from earlytom.video.clips import synthetic_clip
 from export.verify import verify_bundle
 from tests.cases import TINY, small_clip, small_vision
 from tests.clips import real

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from .errors import InputError, VideoError
+from earlytom.errors import InputError, VideoError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CELL = 196  # pixels of a frame in the picture
 LINE = 14

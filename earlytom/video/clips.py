@@ -1,9 +1,13 @@
-"""A made-up clip with scenes, drift and cuts: what an export is verified on when no video is given."""
+"""The clips that a bundle is verified on: those of a video, or made-up ones with scenes, drift and cuts."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
+
+from .reader import read_frames
 
 SCENE_FRAMES = 9  # long enough that max_window, not the cut, ends some of the segments
 
@@ -33,3 +37,10 @@ def synthetic_clip(frames: int, size: int = 384, *, seed: int = 0) -> NDArray[np
         disc = ((x - centre[0]) ** 2 + (y - centre[1]) ** 2 < 0.03)[..., None]
         clip[t] = np.clip(np.where(disc, colour, background) * light + grain, 0, 255).astype(np.uint8)
     return clip
+
+
+def verification_clips(video: Path | None, *, frames: int, size: int, batch: int) -> NDArray[np.uint8]:
+    """uint8 [batch, frames, size, size, 3]: the video once for each of the batch, or synthetic clips that differ."""
+    if video is not None:
+        return np.stack([read_frames(video, frames=frames, size=size).frames] * batch)
+    return np.stack([synthetic_clip(frames, size, seed=v) for v in range(batch)])

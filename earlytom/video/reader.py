@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InputError, VideoError
+from .resize import import_pillow, resize_each
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -79,24 +79,6 @@ def sample_indices(count: int, frames: int) -> NDArray[np.int64]:
     return np.linspace(0, count - 1, frames).astype(np.int64)
 
 
-def resize_frames(frames: NDArray[np.uint8], size: int = 384) -> NDArray[np.uint8]:
-    """Frames uint8 [N, H, W, 3] → uint8 [N, size, size, 3], bicubic, no crop, as SigLIP's processor resizes them.
-
-    Frames that have the size already are returned as they are (the same memory).
-
-    Raises:
-        InputError: not a uint8 array of that shape, an empty side, or a size below 1.
-        VideoError: Pillow is not installed.
-    """
-    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or 0 in frames.shape[1:3]:
-        raise InputError(f"frames are {frames.dtype} {list(frames.shape)}: uint8 [N, H, W, 3] is needed")
-    if size < 1:
-        raise InputError(f"size is {size}: at least 1 pixel is needed")
-    if frames.shape[1:3] == (size, size):
-        return frames
-    return _resize_each(list(frames), size)
-
-
 def read_frames(path: str | os.PathLike[str], *, frames: int, size: int = 384) -> VideoFrames:
     """Sample `frames` frames of a video file evenly and resize them to size x size.
 
@@ -118,7 +100,7 @@ def read_frames(path: str | os.PathLike[str], *, frames: int, size: int = 384) -
     if size < 1:
         raise InputError(f"size is {size}: at least 1 pixel is needed")
     _import_av()
-    _import_pillow()
+    import_pillow()
     file = _check_file(path)
 
     started = time.perf_counter()
@@ -182,16 +164,6 @@ def _import_av() -> Any:
             f"reading a video needs PyAV ({error}): install it with `pip install earlytom-export[video]`"
         ) from error
     return av
-
-
-def _import_pillow() -> Any:
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise VideoError(
-            f"resizing frames needs Pillow ({error}): install it with `pip install earlytom-export[video]`"
-        ) from error
-    return Image
 
 
 def _check_file(path: str | os.PathLike[str]) -> Path:
@@ -275,7 +247,7 @@ def _decode(file: Path, count: int, frames: int, size: int) -> _Sample:
     def flush() -> None:
         nonlocal resize_seconds
         started = time.perf_counter()
-        resized.append(_resize_each(pending, size))
+        resized.append(resize_each(pending, size))
         pending.clear()
         resize_seconds += time.perf_counter() - started
 
@@ -298,22 +270,3 @@ def _decode(file: Path, count: int, frames: int, size: int) -> _Sample:
         if pending:
             flush()
     return _Sample(resized, np.asarray(times), has_times, rate, index, width, height, resize_seconds)
-
-
-def _resize_each(frames: Sequence[NDArray[np.uint8]], size: int) -> NDArray[np.uint8]:
-    """Frames uint8 [H, W, 3], sizes may differ → uint8 [N, size, size, 3]; Pillow lets threads run side by side."""
-    image = _import_pillow()
-    result = np.empty((len(frames), size, size, 3), dtype=np.uint8)
-
-    def one(index: int) -> None:
-        picture = image.fromarray(np.ascontiguousarray(frames[index]))
-        result[index] = picture.resize((size, size), resample=image.Resampling.BICUBIC)
-
-    workers = min(len(frames), 8, os.cpu_count() or 1)
-    if workers <= 1:
-        for index in range(len(frames)):
-            one(index)
-    else:
-        with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(one, range(len(frames))))
-    return result
