@@ -6,11 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from earlytom.flops import tower_cost, unpruned_config
-from earlytom.parity import TOLERANCES, Tolerance
+from earlytom.parity import TOLERANCES, ParityReport, Tolerance
 from earlytom.shapes import derive_shapes
 from engines.bundle.manifest import MODEL, Manifest
-
-from .results import ParityReport
 
 if TYPE_CHECKING:
     from .onnx.check import GraphSummary

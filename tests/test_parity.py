@@ -14,14 +14,24 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from earlytom.config import EarlyTomConfig
 from earlytom.errors import InputError
-from earlytom.flips import sources
 from earlytom.frames import plan, segments
-from earlytom.parity import TOLERANCES, align, compare, judge, measure
-from earlytom.plans import ScoreErrors, agree, match_frames, score_errors
+from earlytom.parity import (
+    TOLERANCES,
+    ScoreErrors,
+    VideoTrace,
+    agree,
+    align,
+    compare,
+    judge,
+    match_frames,
+    measure,
+    score_errors,
+    sources,
+    split_trace,
+)
 from earlytom.shapes import derive_shapes
 from earlytom.tokens import select_positions
 from earlytom.tower import Stage, StaticTower
-from earlytom.traces import VideoTrace, split_trace
 from earlytom.vision.geometry import VisionGeometry
 from earlytom.vision.siglip import pool
 from tests.cases import small_clip, small_config, small_vision

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from earlytom.errors import InputError, VideoError
+from ..errors import InputError, VideoError
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InputError, VideoError
+from ..errors import InputError, VideoError
 from .resize import import_pillow, resize_each
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from earlytom.errors import InputError, VideoError
+from ..errors import InputError, VideoError
 
 
 def resize_frames(frames: NDArray[np.uint8], size: int = 384) -> NDArray[np.uint8]:

@@ -8,10 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from earlytom.parity import align, compare, judge, measure
-from earlytom.plans import ScoreErrors, score_errors
+from earlytom.parity import (
+    ScoreErrors,
+    VideoTrace,
+    align,
+    compare,
+    judge,
+    measure,
+    oracle_trace,
+    score_errors,
+    split_trace,
+)
 from earlytom.tower import TowerOutputs, TowerTrace
-from earlytom.traces import VideoTrace, oracle_trace, split_trace
 
 from .workshop import Variant, Workshop
 

@@ -8,9 +8,8 @@ import torch
 from earlytom import reference
 from earlytom.checkpoint import load
 from earlytom.config import EarlyTomConfig
-from earlytom.parity import align, judge, measure
+from earlytom.parity import align, judge, measure, oracle_trace, split_trace
 from earlytom.tower import StaticTower
-from earlytom.traces import oracle_trace, split_trace
 from tests.cases import TINY, cases, small_clip, small_config, small_vision
 
 E2E = cases("e2e/e2e")

@@ -1,6 +1,6 @@
 """What a backend did with one video, in one form for all backends: the oracle's counts vary, the tower's do not.
 
-Plans and numbers are compared on these (plans.py, parity.py).
+Plans and numbers are compared on these (agreement.py, numbers.py).
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import reference
-from .config import EarlyTomConfig
-from .frames import similarity
-from .newlines import token_slots
-from .shapes import StaticShapes
-from .tower import Stage, TowerTrace
-from .vision.siglip import Vision, pool
+from .. import reference
+from ..config import EarlyTomConfig
+from ..frames import similarity
+from ..newlines import insert_grid_newlines
+from ..shapes import StaticShapes
+from ..tower import Stage, TowerTrace
+from ..vision.siglip import Vision, pool
 
 
 class VideoTrace(NamedTuple):
@@ -55,6 +55,20 @@ def split_trace(trace: TowerTrace, config: EarlyTomConfig, shapes: StaticShapes)
             )
         )
     return tuple(out)
+
+
+def token_slots(positions: Tensor, config: EarlyTomConfig, shapes: StaticShapes) -> Tensor:
+    """Where in the sequence [N, L] the patch at each of positions [B, n] stands: int64 [B, n]."""
+    b, n = positions.shape
+    slots = torch.arange(b * n).view(b, n)
+    if config.newline != "grid":
+        return slots
+    marks = slots.to(torch.float32).view(1, b, n, 1)
+    order = insert_grid_newlines(marks, positions[None], torch.tensor([-1.0]), shapes.pooled_grid)[0, :, 0]
+    at = torch.zeros(b * n, dtype=torch.int64)
+    filled = order >= 0
+    at[order[filled].to(torch.int64)] = filled.nonzero().flatten()
+    return at.view(b, n)
 
 
 @torch.no_grad()

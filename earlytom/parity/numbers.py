@@ -1,7 +1,7 @@
-"""Numbers of a comparison between two backends, and the verdict on them: two things, two functions.
+"""Numbers of a comparison between two backends: `compare` and `measure` count and never judge (see verdict.py).
 
-`compare` and `measure` count and never judge; `judge` holds their numbers against the tolerances of a dtype. Numbers
-are compared where the plans agree (see plans.py), because a near-tie may flip a choice between two right backends.
+Numbers are compared where the plans agree (see agreement.py), because a near-tie may flip a choice between two right
+backends.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from .config import EarlyTomConfig
-from .errors import InputError
-from .flips import Flip
-from .plans import Agreement, PlanAgreement, ScoreErrors, agree, combine
-from .shapes import StaticShapes
+from ..config import EarlyTomConfig
+from ..errors import InputError
+from ..shapes import StaticShapes
+from .agreement import Agreement, PlanAgreement, ScoreErrors, agree, combine
 from .traces import VideoTrace
 
 
@@ -92,36 +91,6 @@ def compare(
 
 
 @dataclass(frozen=True)
-class Tolerance:
-    """What a dtype must hold, every limit included.
-
-    tokens: largest absolute error, times the tokens' rms where that is above 1 (None: the cosine decides); cosine and
-    worst_cosine: of tokens; similarity: absolute; received, hidden: relative (norms); weights: absolute; patches: least
-    share of equal patches in frames whose plan agrees; exact: all choices must be equal but for ties that float32 does
-    not resolve, else but for near-ties.
-    """
-
-    tokens: float | None
-    cosine: float
-    worst_cosine: float
-    similarity: float
-    received: float
-    hidden: float
-    weights: float
-    patches: float
-    exact: bool
-
-
-# The limits on tokens and plans are what a bundle promises (docs/parity.md); those on scores are set so that an error
-# which would excuse a wrong choice fails by itself. bf16 has 8 bits of mantissa where fp16 has 11.
-TOLERANCES: dict[str, Tolerance] = {
-    "fp32": Tolerance(1e-4, 0.99999, 0.9999, 1e-5, 1e-4, 1e-4, 1e-4, patches=1.0, exact=True),
-    "fp16": Tolerance(None, 0.999, 0.99, 5e-3, 2e-2, 4.5e-2, 1e-2, patches=0.99, exact=False),
-    "bf16": Tolerance(None, 0.99, 0.93, 2e-2, 1e-1, 1.4e-1, 5e-2, patches=0.95, exact=False),
-}
-
-
-@dataclass(frozen=True)
 class Hop:
     """The numbers of one comparison: `actual` against `reference`, both names of backends.
 
@@ -140,15 +109,6 @@ class Hop:
     @property
     def name(self) -> str:
         return f"{self.reference} → {self.actual}"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """passed, or the reasons why not, each one sentence; bisect: where a failed hop first goes wrong."""
-
-    passed: bool
-    reasons: tuple[str, ...]
-    bisect: str | None = None
 
 
 class Aligned(NamedTuple):
@@ -218,88 +178,6 @@ def _comparable(
     if count:
         out.append(("newlines", mine.newlines[:count], theirs.newlines[:count]))
     return out
-
-
-def judge(hop: Hop) -> Verdict:
-    """Hold the numbers of `hop` against the tolerances of its dtype; a failure says where it first goes wrong."""
-    limit = TOLERANCES[hop.dtype]
-    reasons = [text for name, difference in hop.differences.items() for text in _complaints(name, difference, limit)]
-    if not hop.differences["tokens"].count:
-        reasons.insert(0, "no token could be compared: the plans agree nowhere")
-    plan = hop.plan
-    wrong = _wrong_flips(plan, limit)
-    if wrong:
-        first, margin = wrong[0], "unknown" if wrong[0].margin is None else f"{wrong[0].margin:.2e}"
-        where = "after the last merge layer" if first.layer is None else f"at merge layer {first.layer}"
-        allowed = "ties" if limit.exact else "near-ties"
-        reasons.append(
-            f"{len(wrong)} of {len(plan.flips)} choices that differ are no {allowed}, the first {where}, frame "
-            f"{first.frame}: {first.what} (margin {margin}, error of its score {first.error:.2e})"
-        )
-    if not plan.flips and min(plan.shares.values()) < 1:
-        reasons.append(f"the plans differ and no choice explains it: {plan.shares}")
-    tied = limit.exact and not wrong
-    if plan.shares["comparable_patches"] < limit.patches and not tied:
-        equal = f"{plan.comparable_equal} of {plan.comparable} patches"
-        reasons.append(f"only {equal} ({plan.shares['comparable_patches']:.2%}) are equal, {limit.patches:.0%} must be")
-    return Verdict(not reasons, tuple(reasons), bisect(hop) if reasons else None)
-
-
-def bisect(hop: Hop) -> str | None:
-    """The first intermediate out of tolerance and the layers between it and the last good one; None without any."""
-    limit = TOLERANCES[hop.dtype]
-    wrong_layers = {flip.layer for flip in _wrong_flips(hop.plan, limit)}
-    names = [name for name in hop.differences if name not in ("tokens", "newlines", "weights")]
-    if not names:
-        return None
-    start, good = 0, "nothing before it can be seen"
-    for name in names:
-        layer = int(name.rsplit("_", 1)[1]) if name[-1].isdigit() else None
-        bad = bool(_complaints(name, hop.differences[name], limit))
-        if name.startswith("weights_"):
-            bad = bad or layer in wrong_layers
-        if bad and name == "similarity_final":
-            return f"similarity_final is the first out of tolerance: the similarity of the frames left; {good}"
-        if bad and name == "received":
-            return f"received is the first out of tolerance: the attention of layer {hop.merge_layers[-1]}; {good}"
-        if bad and name.startswith("weights_"):
-            return f"{name} is the first out of tolerance: the plan of merge layer {layer}; {good}"
-        if bad:
-            assert layer is not None
-            span = f"encoder layers {start} to {layer}" if start < layer else f"encoder layer {layer}"
-            return f"{name} is the first out of tolerance: {span}; {good}"
-        good = f"{name} is within it"
-        if name.startswith("hidden_"):
-            assert layer is not None
-            start = layer + 1
-    return f"{names[-1]} and all before it are within tolerance: layers {start} on, selection or projector"
-
-
-def _wrong_flips(plan: PlanAgreement, limit: Tolerance) -> list[Flip]:
-    return [flip for flip in plan.flips if not (flip.tied if limit.exact else flip.excused)]
-
-
-def _complaints(name: str, found: Difference, limit: Tolerance) -> list[str]:
-    if not found.finite:
-        return [f"{name} has {found.nans} NaN and {found.infs} infinite values"]
-    if not found.count:
-        return []
-    kind = name.split("_")[0]
-    checks: list[tuple[str, float, float | None]] = []
-    if kind in ("tokens", "newlines"):
-        scale = max(1.0, found.rms)
-        checks.append(("a largest error of", found.max_abs, limit.tokens and limit.tokens * scale))
-        checks.append(("a cosine distance of", 1 - found.cosine, 1 - limit.cosine))
-        checks.append(("a token at a cosine distance of", 1 - found.worst_cosine, 1 - limit.worst_cosine))
-    elif kind in ("similarity", "weights"):
-        checks.append(("a largest error of", found.max_abs, getattr(limit, kind)))
-    else:
-        checks.append(("a relative error of", found.relative, getattr(limit, kind)))
-    return [
-        f"{name} has {what} {value:.2e}, at most {most:.2e} is allowed"
-        for what, value, most in checks
-        if most is not None and not value <= most
-    ]
 
 
 def _array(values: Tensor | ArrayLike) -> NDArray[Any]:

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .config import EarlyTomConfig
-from .frames import Segments, merge_rules, plan, segments
-from .shapes import StaticShapes
+from ..config import EarlyTomConfig
+from ..frames import Segments, merge_rules, plan, segments
+from ..shapes import StaticShapes
 
 PRESENT = 1e-6  # a source frame with less weight than this is not part of a mix
 ROUNDING = 2.0**-22  # what float32 does not resolve of a score, relative to it: two units in the last place of 1

@@ -1,7 +1,7 @@
 """The parity ladder of a bundle: oracle → static tower → ONNX Runtime → every further engine that this machine runs.
 
 Each hop changes one thing: the first the method's form, in float32 on both sides; the second the backend and the dtype;
-the others the engine. A hop's numbers are taken where the plans agree (earlytom/parity.py) and judged by the tolerances
+the others the engine. A hop's numbers are taken where the plans agree (earlytom/parity/) and judged by the tolerances
 of the bundle's dtype; what this machine cannot run is listed as not run, with the reason, never as passed.
 """
 
@@ -18,17 +18,27 @@ import torch
 from torch import Tensor
 
 from earlytom.errors import ConfigError, EngineError, InputError
-from earlytom.flips import sources
-from earlytom.parity import Hop, Verdict, align, judge, measure
-from earlytom.plans import ScoreErrors, score_errors
+from earlytom.parity import (
+    Hop,
+    HopReport,
+    ParityReport,
+    ScoreErrors,
+    Verdict,
+    VideoTrace,
+    align,
+    judge,
+    measure,
+    oracle_trace,
+    score_errors,
+    sources,
+    split_trace,
+)
 from earlytom.tower import Stage, StaticTower, TowerOutputs, TowerTrace
-from earlytom.traces import VideoTrace, oracle_trace, split_trace
 from earlytom.vision.siglip import Vision
 from engines.bundle.manifest import DTYPES, MODEL, PRODUCTS
 from engines.bundle.reader import Bundle, digest_file, read_bundle
 
-from .comparator import polygraphy_numbers, repeat_command, save_inputs, save_outputs
-from .results import HopReport, ParityReport
+from .polygraphy import polygraphy_numbers, repeat_command, save_inputs, save_outputs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -216,7 +226,7 @@ def run_traced(bundle: Bundle, clips: Tensor) -> TowerTrace:
     """The bundle's graph in ONNX Runtime on the CPU with its intermediates: uint8 [V, T, H, W, 3] -> TowerTrace."""
     import onnxruntime
 
-    from .onnx.traced import with_traced_outputs
+    from ..onnx.traced import with_traced_outputs
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from earlytom.parity import Hop
+from .numbers import Hop
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 A near-tie may flip a choice between two backends that are both right. So choices are compared by themselves: each one
 that differs (a flip) is reported with its margin, in the reference, and the numeric error of the score that decided it;
-numbers are compared only where the choices agree (see parity.py). Source: docs/method.md, section 4.
+numbers are compared only where the choices agree (see numbers.py). Source: docs/method.md, section 4.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .config import EarlyTomConfig
+from ..config import EarlyTomConfig
+from ..shapes import StaticShapes
 from .flips import Flip, Place, closest_choice, mask_flips, patch_flips, plan_flips, smallest_cut_margin, sources
-from .shapes import StaticShapes
 from .traces import VideoTrace
 
 _AFTER = -1  # the place after the last merge layer
