@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 from .config import EarlyTomConfig
+from .dtypes import DTYPES
 from .shapes import StaticShapes, derive_shapes
 from .vision.geometry import VisionGeometry
 
-BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 # Width of the LLM -> (layers, intermediate size): the Qwen2 models that LLaVA-OneVision and LLaVA-Video come with.
 QWEN2_SIZES = {896: (24, 4864), 3584: (28, 18944), 8192: (80, 29568)}
 
@@ -42,9 +42,9 @@ def tower_cost(
         "flops_before": flops["unpruned"]["total"],
         "flops_after": flops["pruned"]["total"],
         "stages": flops["pruned"]["stages"],
-        "weight_bytes": weight_count(geometry) * BYTES[dtype],
-        "activation_bytes_before": _activation_bytes(unpruned_config(config), geometry, before, BYTES[dtype]),
-        "activation_bytes_after": _activation_bytes(config, geometry, after, BYTES[dtype]),
+        "weight_bytes": weight_count(geometry) * DTYPES[dtype].bytes,
+        "activation_bytes_before": _activation_bytes(unpruned_config(config), geometry, before, DTYPES[dtype].bytes),
+        "activation_bytes_after": _activation_bytes(config, geometry, after, DTYPES[dtype].bytes),
         "tokens_before": before.tokens,
         "tokens_after": after.tokens,
     }

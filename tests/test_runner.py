@@ -151,7 +151,7 @@ def test_auto_takes_the_best_and_says_why(bundle: Bundle, vision: Vision) -> Non
     with open_runner(bundle.path, threads=1) as runner, open_runner(bundle, "torch", vision=vision) as torch_runner:
         assert runner.name == "onnxruntime"
         assert runner.why.startswith("onnxruntime, CPU: the best that this machine can run; not tensorrt: the bundle")
-        assert "holds no tensorrt-rtx engine; earlytom-export --engine tensorrt-rtx makes one" in runner.why
+        assert f"earlytom-build {bundle.path} --engine tensorrt-rtx adds one" in runner.why
         assert torch_runner.why == "torch, float32 on cpu: asked for"
         for left, right in zip(runner.run(FRAMES), torch_runner.run(FRAMES)):
             assert (left.shape, left.dtype) == (right.shape, right.dtype)

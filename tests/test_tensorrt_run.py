@@ -154,7 +154,7 @@ def test_a_bundle_without_such_an_engine(tmp_path: Path, machine: Callable[..., 
     machine()
     bundle = make_bundle(tmp_path / "b", full())
     text = sentence(lambda: open_bundle("tensorrt-rtx", bundle, OpenOptions()))
-    assert "holds no tensorrt-rtx engine; earlytom-export --engine tensorrt-rtx makes one" in text
+    assert f"holds no tensorrt-rtx engine; earlytom-build {bundle.path} --engine tensorrt-rtx adds one" in text
 
 
 def test_nothing_is_deserialised_that_does_not_fit(tmp_path: Path, machine: Callable[..., None]) -> None:

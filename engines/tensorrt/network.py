@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from earlytom.dtypes import DTYPES
 from earlytom.errors import EngineError
 
 # What the parser writes where it gives no reason, and what is meant.
@@ -21,8 +22,10 @@ _PRODUCTS = ("MATRIX_MULTIPLY", "CONVOLUTION", "DECONVOLUTION", "EINSUM", "ATTEN
 # Nodes of the tower itself compare frames and make plans, in float32 whatever the type of the weights; what belongs to
 # the vision model (vision.layers.3.fc1/MatMul) computes in the type of the weights.
 FLOAT32_SCOPE = "tower/"
-_DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "int64", "INT32": "int32",
-           "BOOL": "bool", "UINT8": "uint8", "INT8": "int8"}  # fmt: skip
+# Our names of types -> those of trt.DataType.
+TYPES = {d.torch: d.tensorrt for d in DTYPES.values()} | {
+    name: name.upper() for name in ("int64", "int32", "bool", "uint8", "int8")
+}
 Spec = tuple[str, str, tuple[int, ...]]  # name, dtype, shape
 
 
@@ -138,7 +141,7 @@ def refit(trt: Any, engine: Any, onnx_path: Path, logger: Any) -> None:
 
 def _dtype(tensor: Any) -> str:
     name = str(tensor.dtype).rpartition(".")[2]
-    return _DTYPES.get(name, name)
+    return next((ours for ours, theirs in TYPES.items() if theirs == name), name)
 
 
 def _show(spec: Spec) -> str:

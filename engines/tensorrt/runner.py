@@ -24,10 +24,7 @@ from ..runner import Closing, Frames, OpenOptions, Runner, check_inputs
 from .cache import CacheFile, cache_path
 from .context import ExecutionSlot, SlotPool
 from .guard import choose_record, library_objection, rebuild_command
-from .network import make_logger, refit
-
-_TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int64": "INT64", "int32": "INT32",
-          "bool": "BOOL", "uint8": "UINT8"}  # fmt: skip
+from .network import TYPES, make_logger, refit
 
 
 class LoadedEngine(NamedTuple):
@@ -154,7 +151,7 @@ def check_engine(
     for taken, specs in ((True, inputs), (False, outputs)):
         for spec in specs:
             have = found.pop(spec.name, None)
-            if have != (taken, _TYPES.get(spec.dtype), spec.shape):
+            if have != (taken, TYPES.get(spec.dtype), spec.shape):
                 wrong.append(f"{spec} is {'missing' if have is None else f'{have[1]} {list(have[2])}'}")
     wrong += [f"{name} is not announced" for name in found]
     if wrong:
