@@ -1,5 +1,6 @@
 # make demo   export the built-in demo checkpoint at retain ratio 0.2, verify it, ask it about a clip
 # make test   the quick tests            make slow   the long ones
+# make test-integrations   those that make environments of their own: the wheel
 # make lint   ruff and mypy              make clean  remove what was made; make distclean: .venv too
 #
 # Each sets up .venv first, once, and again when pyproject.toml or constraints.txt change.
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PACKAGES := earlytom engines export scripts
 
-.PHONY: demo test slow lint setup clean distclean
+.PHONY: demo test slow test-integrations lint setup clean distclean
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -24,6 +25,9 @@ test: $(STAMP)
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m "slow and not gpu"
+
+test-integrations: $(STAMP)
+	$(BIN)/python -m pytest -q -m integration tests/integrations
 
 lint: $(STAMP)
 	$(BIN)/ruff check $(PACKAGES) tests

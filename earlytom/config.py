@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypedDict
 
 from .errors import ConfigError
 
@@ -78,6 +78,14 @@ def default_budgets(frames: int, retain: float, merges: int) -> tuple[int, ...]:
 def _least_frames(frames: int, retain: float) -> int:
     """The smallest budget that can hold retain * frames frames' worth of tokens."""
     return max(1, math.ceil(retain * frames - 1e-9))
+
+
+class Segmenting(TypedDict):
+    """What `segments`, `plan` and the oracle cut a clip by; see EarlyTomConfig."""
+
+    tau: float
+    max_window: int
+    ema: float
 
 
 @dataclass(frozen=True)
@@ -170,6 +178,10 @@ class EarlyTomConfig:
                 f"the last frame budget {budgets[-1]} cannot hold retain {self.retain:g} of {self.frames} frames: "
                 f"at least {least} frames are needed, or a retain of at most {budgets[-1] / self.frames:g}"
             )
+
+    @property
+    def segmenting(self) -> Segmenting:
+        return {"tau": self.tau, "max_window": self.max_window, "ema": self.ema}
 
     def replace(self, **changes: Any) -> EarlyTomConfig:
         """A copy with `changes`; budgets are derived anew when what they follow from changes and they are not given."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .config import EarlyTomConfig
 from .ranking import rank
+from .shapes import StaticShapes
 from .tokens import gather_tokens
 
 
@@ -48,3 +50,17 @@ def insert_grid_newlines(tokens: Tensor, positions: Tensor, newline: Tensor, sid
     table = torch.full((v, capacity), f * n, dtype=torch.int64, device=device).scatter(1, absolute, source)
     rows_and_newline = append_newline(tokens, newline)
     return gather_tokens(rows_and_newline, table)
+
+
+def token_slots(positions: Tensor, config: EarlyTomConfig, shapes: StaticShapes) -> Tensor:
+    """Where in the sequence [N, L] the patch at each of positions [B, n] stands: int64 [B, n]."""
+    b, n = positions.shape
+    slots = torch.arange(b * n).view(b, n)
+    if config.newline != "grid":
+        return slots
+    marks = slots.to(torch.float32).view(1, b, n, 1)
+    order = insert_grid_newlines(marks, positions[None], torch.tensor([-1.0]), shapes.pooled_grid)[0, :, 0]
+    at = torch.zeros(b * n, dtype=torch.int64)
+    filled = order >= 0
+    at[order[filled].to(torch.int64)] = filled.nonzero().flatten()
+    return at.view(b, n)

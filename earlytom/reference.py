@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import reduce
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,14 +29,14 @@ def cosine(a: Tensor, b: Tensor) -> float:
 
 def segment_frames(hidden: Tensor, *, tau: float, max_window: int, ema: float) -> list[tuple[int, int]]:
     """First and last frame of each segment of hidden [T, S, D], in order."""
-    parts: list[tuple[int, int]] = []
+    segments: list[tuple[int, int]] = []
     start, smoothed = 0, 1.0
     for i in range(1, len(hidden)):
         smoothed = ema * cosine(hidden[start], hidden[i]) + (1 - ema) * smoothed
         if smoothed < tau or i - start + 1 >= max_window:
-            parts.append((start, i - 1))
+            segments.append((start, i - 1))
             start, smoothed = i, 1.0
-    return [*parts, (start, len(hidden) - 1)]
+    return [*segments, (start, len(hidden) - 1)]
 
 
 def middle_weights(middle: Tensor, threshold: float) -> list[dict[int, float]]:
@@ -47,12 +47,12 @@ def middle_weights(middle: Tensor, threshold: float) -> list[dict[int, float]]:
     """
     if len(middle) < 2:
         return [{i: 1.0} for i in range(len(middle))]
-    alike = [cosine(a, b) for a, b in zip(middle, middle[1:])]
+    similarity = [cosine(a, b) for a, b in zip(middle, middle[1:])]
     rows: list[dict[int, float]] = []
     i = 0
-    while i < len(alike):
-        current = alike[i]
-        following = alike[i + 1] if i + 1 < len(alike) else None
+    while i < len(similarity):
+        current = similarity[i]
+        following = similarity[i + 1] if i + 1 < len(similarity) else None
         if current > threshold and (following is None or current > following):
             weight = current / (current + following) if following else 1.0
             rows.append({i: weight, i + 1: 1 - weight})
@@ -61,6 +61,22 @@ def middle_weights(middle: Tensor, threshold: float) -> list[dict[int, float]]:
             rows.append({i: 1.0})
             i += 1
     return rows
+
+
+def merge_plan(
+    hidden: Tensor, *, tau: float, max_window: int, ema: float
+) -> tuple[list[tuple[int, int]], list[dict[int, float]]]:
+    """What stage I does to hidden [T, S, D]: its segments, and for each frame left its mix {source frame: weight}."""
+    segments = segment_frames(hidden, tau=tau, max_window=max_window, ema=ema)
+    rows: list[dict[int, float]] = []
+    for start, end in segments:
+        rows.append({start: 1.0})
+        if end - start > 1:
+            walked = middle_weights(hidden[start + 1 : end], cosine(hidden[start], hidden[end]))
+            rows += [{start + 1 + i: w for i, w in row.items()} for row in walked]
+        if end > start:
+            rows.append({end: 1.0})
+    return segments, rows
 
 
 def merge_frames(
@@ -77,22 +93,15 @@ def merge_frames(
             f"hidden has shape {list(hidden.shape)} and received {list(received.shape)}, "
             "they must be [T, S, D] and [T, S]"
         )
-    settings: dict[str, Any] = {"tau": tau, "max_window": max_window, "ema": ema}
-    parts = segment_frames(hidden, **settings)
-    rows: list[dict[int, float]] = []
-    for start, end in parts:
-        rows.append({start: 1.0})
-        if end - start > 1:
-            walked = middle_weights(hidden[start + 1 : end], cosine(hidden[start], hidden[end]))
-            rows += [{start + 1 + i: w for i, w in row.items()} for row in walked]
-        if end > start:
-            rows.append({end: 1.0})
+    segments, rows = merge_plan(hidden, tau=tau, max_window=max_window, ema=ema)
 
     def mix(values: Tensor) -> Tensor:
         return torch.stack([reduce(torch.add, (w * values[i] for i, w in row.items())) for row in rows])
 
     merged = mix(hidden)
-    return merged, mix(received), segment_frames(merged, **settings) if refine else parts
+    if refine:
+        segments = segment_frames(merged, tau=tau, max_window=max_window, ema=ema)
+    return merged, mix(received), segments
 
 
 def select_tokens(
@@ -147,6 +156,67 @@ def select_tokens(
     return torch.cat(tokens), torch.cat(frame), torch.cat(position)
 
 
+class OracleTrace(NamedTuple):
+    """What the oracle made of one clip of T frames, of which B are left.
+
+    tokens [N, L]: without newlines; frame, position [N]: of each token, among the frames left and on the pooled grid;
+    segments: of the frames left; received [B, P]: pooled attention; stages: hidden states [T_in, S, D] that entered
+    each merge layer's merging, and those [T_out, S, D] that left it.
+    """
+
+    tokens: Tensor
+    frame: Tensor
+    position: Tensor
+    segments: list[tuple[int, int]]
+    received: Tensor
+    stages: tuple[tuple[Tensor, Tensor], ...]
+
+
+@torch.no_grad()
+def trace_video(
+    model: object,
+    frames: Tensor,
+    *,
+    retain_ratio: float,
+    tau: float,
+    max_window: int,
+    ema: float,
+    merge_layers: Sequence[int],
+    contextual: float = 0.0,
+    neighbours: int = 7,
+    beta: float = 0.6,
+) -> OracleTrace:
+    """The oracle on one clip uint8 [T, H, W, 3]: encoder with stage I, projector, stage II; see `encode_video`."""
+    vision = _vision_of(model)
+    layers = list(merge_layers)
+    if not layers or sorted(set(layers)) != layers or layers[0] < 0 or layers[-1] >= len(vision.layers):
+        raise ConfigError(f"merge_layers are {layers}, they must be rising numbers in 0..{len(vision.layers) - 1}")
+    side = vision.geometry.image_size
+    frames = torch.as_tensor(frames, device=vision.device)  # NumPy's too
+    if frames.dim() != 4 or frames.shape[1:] != (side, side, 3) or frames.dtype != torch.uint8:
+        raise InputError(
+            f"frames are {frames.dtype} {list(frames.shape)}, they must be torch.uint8 [T, {side}, {side}, 3]"
+        )
+    hidden = vision.embed(frames)
+    received, segments = torch.empty(0), [(0, 0)]
+    stages: list[tuple[Tensor, Tensor]] = []
+    for index, layer in enumerate(vision.layers):
+        hidden, attention = layer(hidden, received=index in layers)
+        if index in layers:
+            before = hidden
+            hidden, received, segments = merge_frames(
+                before, attention, tau=tau, max_window=max_window, ema=ema, refine=index == layers[-1]
+            )
+            stages.append((before, hidden))
+    features = pool(vision.project(hidden), vision.pooling)  # [B, P, L]
+    pooled = pool(received[..., None].to(features.dtype), vision.pooling)[..., 0]
+    ratio = min(1.0, retain_ratio / (len(hidden) / len(frames)))  # r'
+    selected = select_tokens(
+        features, pooled, segments, retain_ratio=ratio, contextual=contextual, neighbours=neighbours, beta=beta
+    )
+    return OracleTrace(*selected, segments, pooled, tuple(stages))
+
+
 @torch.no_grad()
 def encode_video(
     model: object,
@@ -166,56 +236,25 @@ def encode_video(
     call. Quirk 5 (newlines of static frames) is done right.
     Raises ConfigError for a merge layer that does not exist, InputError for frames of another size.
     """
-    hidden, received, parts = _encode(model, frames, merge_layers, {"tau": tau, "max_window": max_window, "ema": ema})
     vision = _vision_of(model)
-    features = pool(vision.project(hidden), vision.pooling)  # [B, P, L]
-    pooled = pool(received[..., None].to(features.dtype), vision.pooling)[..., 0]
-    ratio = min(1.0, retain_ratio / (len(hidden) / len(frames)))  # r'
-    tokens, frame, position = select_tokens(features, pooled, parts, retain_ratio=ratio, contextual=contextual)
+    trace = trace_video(
+        vision, frames, retain_ratio=retain_ratio, tau=tau, max_window=max_window, ema=ema, merge_layers=merge_layers,
+        contextual=contextual,
+    )  # fmt: skip
     newline = vision.image_newline[None]
     if vision.newline == "grid":
-        return _grid_order(tokens, frame, position, newline, math.isqrt(features.shape[1]))
-    return tokens if vision.newline == "no_token" else torch.cat([tokens, newline])
+        return _grid_order(trace.tokens, trace.frame, trace.position, newline, math.isqrt(trace.received.shape[1]))
+    return trace.tokens if vision.newline == "no_token" else torch.cat([trace.tokens, newline])
 
 
 def frame_counts(
     model: object, frames: Tensor, *, tau: float, max_window: int, ema: float, merge_layers: Sequence[int]
 ) -> list[int]:
     """Frames that each merge layer leaves of this clip: the budgets at which the static tower is this oracle."""
-    counts: list[int] = []
-    _encode(model, frames, merge_layers, {"tau": tau, "max_window": max_window, "ema": ema}, counts)
-    return counts
-
-
-@torch.no_grad()
-def _encode(
-    model: object,
-    frames: Tensor,
-    merge_layers: Sequence[int],
-    settings: dict[str, Any],
-    counts: list[int] | None = None,
-) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
-    """Encoder with stage I: hidden [B, S, D], attention received [B, S] at the last merge layer, its segments."""
-    vision = _vision_of(model)
-    layers = list(merge_layers)
-    if not layers or sorted(set(layers)) != layers or layers[0] < 0 or layers[-1] >= len(vision.layers):
-        raise ConfigError(f"merge_layers are {layers}, they must be rising numbers in 0..{len(vision.layers) - 1}")
-    side = vision.geometry.image_size
-    frames = torch.as_tensor(frames, device=vision.device)  # NumPy's too
-    if frames.dim() != 4 or frames.shape[1:] != (side, side, 3) or frames.dtype != torch.uint8:
-        raise InputError(
-            f"frames are {frames.dtype} {list(frames.shape)}, they must be torch.uint8 [T, {side}, {side}, 3]"
-        )
-    hidden = vision.embed(frames)
-    received = torch.empty(0)
-    parts: list[tuple[int, int]] = []
-    for index, layer in enumerate(vision.layers):
-        hidden, attention = layer(hidden, received=index in layers)
-        if index in layers:
-            hidden, received, parts = merge_frames(hidden, attention, **settings, refine=index == layers[-1])
-            if counts is not None:
-                counts.append(len(hidden))
-    return hidden, received, parts
+    trace = trace_video(
+        model, frames, retain_ratio=1.0, tau=tau, max_window=max_window, ema=ema, merge_layers=merge_layers
+    )
+    return [len(after) for _, after in trace.stages]
 
 
 def _grid_order(tokens: Tensor, frame: Tensor, position: Tensor, newline: Tensor, side: int) -> Tensor:

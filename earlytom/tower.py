@@ -7,7 +7,7 @@ one TensorRT engine serve every clip. V videos, T frames, S patches, B frames le
 from __future__ import annotations
 
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -116,7 +116,6 @@ class StaticTower(nn.Module):
         shapes, config, vision = self.shapes, self.config, self.vision
         v = shapes.batch
         budgets = dict(zip(config.merge_layers, config.frame_budgets))
-        settings: dict[str, Any] = {"tau": config.tau, "max_window": config.max_window, "ema": config.ema}
         stages: list[Stage] = []
         received: Tensor | None = None
         for index, layer in enumerate(vision.layers):
@@ -126,7 +125,7 @@ class StaticTower(nn.Module):
                 continue
             per_video = hidden.unflatten(0, (v, -1))  # [V, T_in, S, D]
             alike = similarity(per_video)
-            weights = plan(alike, budget=budgets[index], **settings)
+            weights = plan(alike, budget=budgets[index], **config.segmenting)
             per_video = apply_plan(weights, per_video)
             stages.append(Stage(alike, weights, per_video))
             if attention is not None:
@@ -136,7 +135,7 @@ class StaticTower(nn.Module):
         if received is None:  # no merge layers
             return TowerTrace(self._unpruned(hidden), (), None, None)
         alike = similarity(stages[-1].hidden)
-        dynamic = segments(alike, **settings).dynamic
+        dynamic = segments(alike, **config.segmenting).dynamic
         received = pool(received.flatten(0, 1)[..., None], config.pooling)[..., 0].unflatten(0, (v, -1))  # [V, B, P]
         tokens, positions = self._select(hidden, received, dynamic)
         composite = reduce(lambda product, weights: weights @ product, (stage.weights for stage in stages))

@@ -95,7 +95,9 @@ class Job:
             "tokens": {"before": self._tokens_before, "after": shapes.tokens, "patches_per_frame": shapes.keep},
             "inputs": {name: [dtype, list(shape)] for name, (dtype, shape) in shapes.inputs.items()},
             "outputs": {n: [dtype, list(shape)] for n, (dtype, shape) in shapes.outputs(DTYPES[self.dtype]).items()},
-            "cost": tower_cost(self.config, self.identity.geometry, batch=self.batch, dtype=self.dtype),
+            "cost": tower_cost(
+                self.config, self.identity.geometry, batch=self.batch, dtype=self.dtype
+            ).to_dict(),
             "writes": self._writes(),
         }
 

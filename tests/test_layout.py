@@ -1,18 +1,22 @@
-"""Imports run one way, scripts → export → engines → earlytom, and importing a package costs nothing heavy."""
+"""The house: imports run one way and in no circle, files stay short, names stay where users import them from."""
 
 from __future__ import annotations
 
 import ast
+import importlib
 import json
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("earlytom", "engines", "export", "scripts")  # each may import itself and those before it
+LONGEST = 300  # lines of a file
 OWNERS = {
     "tensorrt": {"engines"},
     "tensorrt_rtx": {"engines"},
@@ -23,17 +27,55 @@ OWNERS = {
     "onnxscript": {"export"},
     "torch.onnx": {"export"},
 }
-HEAVY = ("onnx", "onnx_ir", "onnxscript", "onnxruntime", "tensorrt", "tensorrt_rtx", "polygraphy", "av")
+HEAVY = ("onnx", "onnx_ir", "onnxscript", "onnxruntime", "tensorrt", "tensorrt_rtx", "polygraphy", "av", "PIL")
+# What users were told to import, by module: these names stay, wherever the definitions move.
+PUBLIC = {
+    "earlytom": "EarlyTomConfig InnerMerging Model StaticTower TowerOutputs VideoPipeline VisionGeometry earlytom "
+    "encode_video generate load preset read_frames restore",
+    "earlytom.config": "EarlyTomConfig InnerMerging",
+    "earlytom.presets": "preset",
+    "earlytom.frames": "similarity segments merge_rules plan apply_plan",
+    "earlytom.clustering": "dpc_knn merge_clusters",
+    "earlytom.inner": "InnerMerging merge_tokens merge_tokens_dpc_knn",
+    "earlytom.reference": "encode_video frame_counts merge_frames segment_frames select_tokens",
+    "earlytom.tower": "StaticTower TowerOutputs",
+    "earlytom.shapes": "StaticShapes VisionGeometry derive_shapes",
+    "earlytom.checkpoint": "load Model CheckpointIdentity",
+    "earlytom.video": "read_frames VideoFrames",
+    "earlytom.parity": "oracle_trace judge measure",
+    "export.onnx": "export_tower check_graph with_traced_outputs",
+    "export.verify": "verify_bundle",
+    "export.cli": "main verify_main",
+    "engines.onnxruntime": "OnnxRuntimeRunner",
+    "engines.runner": "Runner OpenOptions",
+    "scripts.infer": "main",
+    "scripts.bench": "main",
+}
 
 
-def imported(source: str) -> Iterator[tuple[int, str]]:
-    """(line, dotted name) of everything imported anywhere in a module, with `import_module("x")` and `torch.onnx.y`."""
+def modules() -> dict[str, Path]:
+    """Dotted name -> file of every module of ours."""
+    found = {}
+    for package in PACKAGES:
+        for file in sorted((ROOT / package).rglob("*.py")):
+            parts = file.relative_to(ROOT).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    return found
+
+
+def imported(source: str, package: str = "") -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of everything imported anywhere in a module that lies in `package`.
+
+    By name too: `import_module("x")`, `torch.onnx.y`, and strings that are a module's name or a program that imports.
+    """
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            yield node.lineno, node.module
-            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            yield node.lineno, module
+            yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
         elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             if called in ("import_module", "__import__") and isinstance(node.args[0].value, str):
@@ -41,29 +83,85 @@ def imported(source: str) -> Iterator[tuple[int, str]]:
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             if (node.value.id, node.attr) == ("torch", "onnx"):
                 yield node.lineno, "torch.onnx"
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            ours = rf"(?:{'|'.join(PACKAGES)})(?:\.\w+)+"
+            names = re.findall(rf"^(?:from|import) ({ours})", node.value, re.MULTILINE)
+            yield from ((node.lineno, name) for name in [*names, *re.findall(rf"^{ours}$", node.value)])
 
 
 def complaints(package: str, source: str) -> list[str]:
     """What a module of `package` imports and must not."""
     wrong = set()
-    for line, name in imported(source):
+    for line, name in imported(source, package):
         top = name.split(".")[0]
-        if top in PACKAGES and PACKAGES.index(top) > PACKAGES.index(package):
+        if top in PACKAGES and PACKAGES.index(top) > PACKAGES.index(package.split(".")[0]):
             wrong.add(f"line {line}: {package} must not import {top}")
         if top == "tests":
             wrong.add(f"line {line}: {package} must not import tests")
         for owned, owners in OWNERS.items():
-            if (name == owned or name.startswith(owned + ".")) and package not in owners:
+            if (name == owned or name.startswith(owned + ".")) and package.split(".")[0] not in owners:
                 wrong.add(f"line {line}: only {' and '.join(sorted(owners))} may import {owned}")
     return sorted(wrong)
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_imports_run_one_way(package: str) -> None:
-    files = sorted((ROOT / package).rglob("*.py"))
-    assert files
-    wrong = [f"{file.relative_to(ROOT)} {text}" for file in files for text in complaints(package, file.read_text())]
+def package_of(module: str, file: Path) -> str:
+    return module if file.name == "__init__.py" else module.rpartition(".")[0]
+
+
+def import_graph() -> dict[str, set[str]]:
+    """Module -> modules of ours that it imports, in functions and by name included."""
+    known = modules()
+    graph: dict[str, set[str]] = {}
+    for module, file in known.items():
+        names = {name for _, name in imported(file.read_text(encoding="utf-8"), package_of(module, file))}
+        # `from package import module` names both; the package itself counts only when no module of it is meant
+        deeper = {name.rpartition(".")[0] for name in names if name in known}
+        graph[module] = {name for name in names if name in known and name not in deeper} - {module}
+    return graph
+
+
+def circle(graph: Mapping[str, set[str]]) -> list[str]:
+    """A circle of imports, or nothing."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_imports_run_one_way() -> None:
+    found = modules()
+    assert {name.split(".")[0] for name in found} == set(PACKAGES)
+    wrong = [
+        f"{file.relative_to(ROOT)} {text}"
+        for name, file in found.items()
+        for text in complaints(package_of(name, file), file.read_text(encoding="utf-8"))
+    ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_no_module_is_part_of_a_circle() -> None:
+    assert not (found := circle(import_graph())), " -> ".join(found)
+
+
+def test_no_room_is_part_of_a_circle() -> None:
+    """A room is a sub-package, or a file directly in one of the four packages."""
+    rooms: dict[str, set[str]] = {}
+    for module, names in import_graph().items():
+        room = ".".join(module.split(".")[:2])
+        rooms.setdefault(room, set()).update(other for n in names if (other := ".".join(n.split(".")[:2])) != room)
+    assert not (found := circle(rooms)), " -> ".join(found)
+
+
+def test_files_are_short() -> None:
+    lengths = {str(file.relative_to(ROOT)): len(file.read_text("utf-8").splitlines()) for file in modules().values()}
+    assert not {file: lines for file, lines in lengths.items() if lines > LONGEST}
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_public_names_stay_importable(module: str) -> None:
+    found = importlib.import_module(module)
+    assert not [name for name in PUBLIC[module].split() if not hasattr(found, name)]
 
 
 @pytest.mark.parametrize(
@@ -73,6 +171,9 @@ def test_imports_run_one_way(package: str) -> None:
         ("earlytom", "def f():\n    from export import cli"),
         ("engines", "from export.rules import check"),
         ("engines", "import onnx"),
+        ("engines.bundle", "from ...export import cli"),
+        ("engines", "PROGRAM = '''import sys\nfrom export.cli import main\nmain()'''"),
+        ("engines", "HOME = {'build': 'export.build'}"),
         ("export", "import scripts.infer"),
         ("export", "import importlib\nrtx = importlib.import_module('tensorrt_rtx')"),
         ("earlytom", "import torch\ntorch.onnx.export"),
@@ -89,6 +190,12 @@ def test_the_check_lets_right_imports_pass() -> None:
     assert not complaints("scripts", "import earlytom, engines.onnxruntime\nfrom export import cli")
     assert not complaints("export", "import onnx, onnxruntime, torch.onnx\nimport engines")
     assert not complaints("engines", "import tensorrt_rtx\nfrom engines.onnxruntime import run")  # not ONNX Runtime's
+    assert not complaints("engines.tensorrt", "from ..bundle import reader\nfrom .build import x")
+
+
+def test_the_check_sees_a_circle() -> None:
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}})
+    assert not circle({"a": {"b", "c"}, "b": {"c"}, "c": set()})
 
 
 @pytest.mark.parametrize("package", ["earlytom", "engines", "export"])

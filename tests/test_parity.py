@@ -114,7 +114,7 @@ T, P, WIDTH = 12, 9, 4
 GEOMETRY = VisionGeometry(image_size=84, hidden_size=8, heads=1, intermediate_size=8, layers=2, projector_size=WIDTH)
 CONFIG = EarlyTomConfig(retain=0.25, frames=T, merge_layers=(1,), frame_budgets=(6,), tau=0.5)
 SHAPES = derive_shapes(CONFIG, GEOMETRY)
-SETTINGS = {"tau": CONFIG.tau, "max_window": CONFIG.max_window, "ema": CONFIG.ema}
+SETTINGS = CONFIG.segmenting
 
 
 def toy(alike, final, received):

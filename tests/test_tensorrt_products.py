@@ -78,7 +78,7 @@ def test_a_missing_product_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -
     install(monkeypatch, "tensorrt_rtx", None)
     with pytest.raises(EngineError, match=r"^TensorRT for RTX is not installed: pip install tensorrt-rtx$"):
         import_product("tensorrt-rtx")
-    with pytest.raises(EngineError, match="no TensorRT product 'cuda', it must be one of tensorrt-rtx, tensorrt"):
+    with pytest.raises(EngineError, match="no TensorRT product 'cuda', it must be one of tensorrt, tensorrt-rtx"):
         import_product("cuda")
 
 
@@ -137,13 +137,13 @@ class FakeDriver:
 
 
 def test_the_card_in_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_driver_library", FakeDriver)
-    monkeypatch.setattr(products, "_driver_release", lambda: "580.95.05")
+    monkeypatch.setattr(cards, "_driver_library", FakeDriver)
+    monkeypatch.setattr(cards, "_driver_release", lambda: "580.95.05")
     assert current_card() == Card("NVIDIA A100-SXM4-80GB", "sm80", "580.95.05", "13.1")
     assert current_card(1) is None
 
     def missing() -> None:
         raise OSError("libcuda.so.1: cannot open shared object file")
 
-    monkeypatch.setattr(products, "_driver_library", missing)
+    monkeypatch.setattr(cards, "_driver_library", missing)
     assert current_card() is None

@@ -3,12 +3,13 @@
 from .agreement import Agreement, PlanAgreement, ScoreErrors, agree, match_frames, score_errors
 from .flips import Flip, sources
 from .numbers import Aligned, Difference, Hop, align, compare, measure
+from .oracle import OracleHop, oracle_hop, oracle_trace
 from .results import HopReport, ParityReport
-from .traces import VideoTrace, oracle_trace, split_trace
+from .traces import VideoTrace, split_trace
 from .verdict import TOLERANCES, Tolerance, Verdict, bisect, judge
 
 __all__ = [
-    "TOLERANCES", "Agreement", "Aligned", "Difference", "Flip", "Hop", "HopReport", "ParityReport", "PlanAgreement",
-    "ScoreErrors", "Tolerance", "Verdict", "VideoTrace", "agree", "align", "bisect", "compare", "judge", "match_frames",
-    "measure", "oracle_trace", "score_errors", "sources", "split_trace",
+    "TOLERANCES", "Agreement", "Aligned", "Difference", "Flip", "Hop", "HopReport", "OracleHop", "ParityReport",
+    "PlanAgreement", "ScoreErrors", "Tolerance", "Verdict", "VideoTrace", "agree", "align", "bisect", "compare",
+    "judge", "match_frames", "measure", "oracle_hop", "oracle_trace", "score_errors", "sources", "split_trace",
 ]  # fmt: skip

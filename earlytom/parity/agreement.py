@@ -193,13 +193,13 @@ def _frame_flips(
     same_frames = len(left) == len(reference.weights) == len(actual.weights)
     if same_frames and torch.equal(reference.dynamic, actual.dynamic):
         return None, []
-    alike = reference.similarity
-    if same_frames and alike is not None and actual.similarity is not None:
+    similarity = reference.similarity
+    if same_frames and similarity is not None and actual.similarity is not None:
         place = Place(video, None, errors.at(len(reference.stages)))
-        return None, mask_flips(alike, reference.dynamic, actual.similarity, actual.dynamic, config, place)
+        return None, mask_flips(similarity, reference.dynamic, actual.similarity, actual.dynamic, config, place)
     # The other backend shows its answer only: it is excused when the reference's closest choice is a near-tie.
-    if same_frames and alike is not None:
-        margins = [(smallest_cut_margin(alike, config), errors.at(len(reference.stages)), _AFTER)]
+    if same_frames and similarity is not None:
+        margins = [(smallest_cut_margin(similarity, config), errors.at(len(reference.stages)), _AFTER)]
     else:
         margins = [
             (closest_choice(stage.similarity, stage.weights, config), errors.at(k), k)

@@ -90,8 +90,8 @@ def plan_flips(
         found = list(_ranks(mine, my_weights, their_weights, place))
     odd = [
         name
-        for name, alike, weights in (("reference", mine, my_weights), ("other backend", theirs, their_weights))
-        if sources(plan(alike, budget=len(weights), **settings_of(config))) != sources(weights)
+        for name, similarity, weights in (("reference", mine, my_weights), ("other backend", theirs, their_weights))
+        if sources(plan(similarity, budget=len(weights), **config.segmenting)) != sources(weights)
     ]
     if odd or not found:
         what = f"not the plan that the rules make of the similarities of the {' or the '.join(odd) or 'backends'}"
@@ -106,8 +106,8 @@ def mask_flips(
     found = list(_cuts(mine, theirs, config, place))
     odd = [
         name
-        for name, alike, mask in (("reference", mine, my_mask), ("other backend", theirs, their_mask))
-        if not torch.equal(segments(alike, **settings_of(config)).dynamic, mask)
+        for name, similarity, mask in (("reference", mine, my_mask), ("other backend", theirs, their_mask))
+        if not torch.equal(segments(similarity, **config.segmenting).dynamic, mask)
     ]
     if odd or not found:
         what = f"not the mask that the rules make of the similarities of the {' or the '.join(odd) or 'backends'}"
@@ -143,7 +143,7 @@ def patch_flips(
 
 def closest_choice(similarity: Tensor, weights: Tensor, config: EarlyTomConfig) -> float:
     """The smallest margin of any choice of a plan: what would flip first. C [T, T], W [B, T]; inf without a choice."""
-    parts = segments(similarity, **settings_of(config))
+    parts = segments(similarity, **config.segmenting)
     rules = merge_rules(similarity, parts)
     margins = [smallest_cut_margin(similarity, config)]
     for first, last in _spans(parts):
@@ -164,18 +164,14 @@ def closest_choice(similarity: Tensor, weights: Tensor, config: EarlyTomConfig) 
 
 def smallest_cut_margin(similarity: Tensor, config: EarlyTomConfig) -> float:
     """The smallest |E - tau| of the segments of C [T, T]; inf when the window bound decides them all."""
-    first = segments(similarity, **settings_of(config)).first.tolist()
+    first = segments(similarity, **config.segmenting).first.tolist()
     starts = ((first[i - 1], i) for i in range(1, len(first)))
     by_score = [(s, i) for s, i in starts if i - s + 1 < config.max_window]
     return min((abs(_smoothed(similarity, s, i, config.ema) - config.tau) for s, i in by_score), default=math.inf)
 
 
-def settings_of(config: EarlyTomConfig) -> dict[str, Any]:
-    return {"tau": config.tau, "max_window": config.max_window, "ema": config.ema}
-
-
 def _cuts(mine: Tensor, theirs: Tensor, config: EarlyTomConfig, place: Place) -> Iterator[Flip]:
-    my_first, their_first = (segments(c, **settings_of(config)).first.tolist() for c in (mine, theirs))
+    my_first, their_first = (segments(c, **config.segmenting).first.tolist() for c in (mine, theirs))
     for i in range(1, len(my_first)):
         start = my_first[i - 1]
         if start == their_first[i - 1] and (my_first[i] == i) != (their_first[i] == i):
@@ -185,7 +181,7 @@ def _cuts(mine: Tensor, theirs: Tensor, config: EarlyTomConfig, place: Place) ->
 
 
 def _merges(mine: Tensor, theirs: Tensor, config: EarlyTomConfig, place: Place) -> Iterator[Flip]:
-    my_parts, their_parts = (segments(c, **settings_of(config)) for c in (mine, theirs))
+    my_parts, their_parts = (segments(c, **config.segmenting) for c in (mine, theirs))
     my_head, their_head = (merge_rules(c, p).head.tolist() for c, p in ((mine, my_parts), (theirs, their_parts)))
     for first, last in set(_spans(my_parts)) & set(_spans(their_parts)):
         for i in sorted({*_visited(my_head, first, last)} & {*_visited(their_head, first, last)}):

@@ -29,11 +29,12 @@ from earlytom.parity import (
     align,
     judge,
     measure,
-    oracle_trace,
+    oracle_hop,
     score_errors,
     sources,
     split_trace,
 )
+from earlytom.parity.oracle import ORACLE, STATIC
 from earlytom.tower import Stage, StaticTower, TowerOutputs, TowerTrace
 from earlytom.vision.siglip import Vision
 from engines.bundle.manifest import MODEL
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-ORACLE, STATIC, ONNXRUNTIME = "oracle", "static", "onnxruntime"
+ONNXRUNTIME = "onnxruntime"
 
 
 def verify_bundle(
@@ -118,33 +119,23 @@ class _Ladder:
 
     def _oracle_hop(self) -> HopReport:
         """The method: the oracle against the static tower at the budgets that the oracle itself arrives at."""
-        self.progress("oracle")
-        start, clip = time.perf_counter(), self.clips[:1]
-        expected = oracle_trace(self.vision, clip[0], self.config)
-        counts = tuple(len(stage.weights) for stage in expected.stages)
-        config = self.config
+        self.progress(ORACLE)
+        start = time.perf_counter()
         try:
-            if counts:  # the oracle's share of patches is at most 1
-                retain = min(config.retain, counts[-1] / config.frames)
-                config = config.replace(frame_budgets=counts, retain=retain)
-            tower = StaticTower(self.vision, config).eval()
+            found = oracle_hop(self.vision, self.clips[0], self.config)
         except ConfigError as error:
-            return HopReport(ORACLE, STATIC, "fp32", "not run", (f"the oracle left {counts} frames: {error}",))
-        with torch.no_grad():
-            actual = split_trace(tower.trace(clip.to(self.vision.device)), config, tower.shapes)
-        aligned = align([expected], actual, config, tower.shapes)
-        hop = measure(aligned, (ORACLE, STATIC), "fp32", config.merge_layers)
-        kept = sorted({len(positions) for positions in expected.positions})
-        left = ", ".join(map(str, counts))
+            return HopReport(ORACLE, STATIC, "fp32", "not run", (str(error),))
+        kept = sorted({len(positions) for positions in found.expected.positions})
+        left = ", ".join(map(str, found.config.frame_budgets))
         note = f"the oracle left {left} frames of this clip, and the static tower was given these budgets"
-        if kept != [tower.shapes.keep]:
+        if kept != [found.shapes.keep]:
             note += (
                 f"; the oracle kept {' or '.join(map(str, kept))} patches of a frame (its rounding), the static tower "
-                f"{tower.shapes.keep}: tokens are compared where both kept them"
+                f"{found.shapes.keep}: tokens are compared where both kept them"
             )
         if len(self.clips) > 1:
             note += "; the first video of the batch"
-        return self._report(hop, aligned.values, note if counts else "", start)
+        return self._report(found.numbers, found.aligned.values, note if found.expected.stages else "", start)
 
     def _engine_hop(
         self, engine: str, reference: tuple[str, Sequence[VideoTrace]], static: Sequence[VideoTrace], *, scores: bool

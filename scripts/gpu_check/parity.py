@@ -15,7 +15,7 @@ from earlytom.parity import (
     compare,
     judge,
     measure,
-    oracle_trace,
+    oracle_hop,
     score_errors,
     split_trace,
 )
@@ -43,18 +43,8 @@ class Answers:
     def oracle(self, width: int) -> dict[str, Any]:
         """The method: the oracle against the static tower at the oracle's own budgets, both float32."""
         shop = self._shop
-        vision, config = shop.vision("fp32", width), shop.config
-        expected = oracle_trace(vision, shop.clip[0], config)
-        counts = tuple(len(stage.weights) for stage in expected.stages)
-        config = config.replace(frame_budgets=counts, retain=min(config.retain, counts[-1] / config.frames))
-        from earlytom.tower import StaticTower
-
-        tower = StaticTower(vision, config).eval()
-        with torch.no_grad():
-            actual = split_trace(tower.trace(shop.clip), config, tower.shapes)
-        aligned = align([expected], actual, config, tower.shapes)
-        numbers = _numbers(measure(aligned, ("oracle", "static tower"), "fp32", config.merge_layers))
-        return numbers | {"frames_left": list(counts)}
+        found = oracle_hop(shop.vision("fp32", width), shop.clip[0], shop.config)
+        return _numbers(found.numbers) | {"frames_left": list(found.config.frame_budgets)}
 
     def torch(self, variant: Variant) -> dict[str, Any]:
         """The static tower in the variant's dtype against float32, with its scores."""

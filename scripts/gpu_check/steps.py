@@ -254,7 +254,7 @@ class _Check:
 
     def _timed(self, times: Comparison, variant: Variant, main: str) -> dict[str, Any]:
         """Times, how much faster `main` is than the others, and its share of the card's measured matrix rate."""
-        flops = tower_flops(self.shop.config, self.shop.geometry(variant.width))["pruned"]["total"]
+        flops = tower_flops(self.shop.config, self.shop.geometry(variant.width)).total
         achieved = flops / (times.timing(main).median / 1000)
         rate = (self.journal.result("matrix rate") or {}).get("tflops", {}).get(variant.dtype)
         rate = rate if self.shop.device.type == "cuda" else None

@@ -8,24 +8,11 @@ import torch
 from earlytom import reference
 from earlytom.checkpoint import load
 from earlytom.config import EarlyTomConfig
-from earlytom.parity import align, judge, measure, oracle_trace, split_trace
+from earlytom.parity import align, judge, measure, oracle_hop, split_trace
 from earlytom.tower import StaticTower
 from tests.cases import TINY, cases, small_clip, small_config, small_vision
 
 E2E = cases("e2e/e2e")
-
-
-def first_hop(vision, clip, config):
-    """(oracle's trace, the hop's numbers, the configuration at the oracle's counts)."""
-    expected = oracle_trace(vision, clip, config)
-    counts = tuple(len(stage.weights) for stage in expected.stages)
-    if counts:
-        config = config.replace(frame_budgets=counts, retain=min(config.retain, counts[-1] / config.frames))
-    tower = StaticTower(vision, config)
-    with torch.no_grad():
-        actual = split_trace(tower.trace(clip[None]), config, tower.shapes)
-    aligned = align([expected], actual, config, tower.shapes)
-    return expected, measure(aligned, ("oracle", "static"), "fp32", config.merge_layers), config
 
 
 def in_sequence(trace, expected):
@@ -49,7 +36,7 @@ def in_sequence(trace, expected):
 def test_every_choice_and_number_agrees(changes, form, seed):
     vision, config = small_vision(**form), small_config(tau=0.55, **changes)
     clip = small_clip(config.frames, seed=seed)[0]
-    expected, hop, at_counts = first_hop(vision, clip, config)
+    expected, _, hop, at_counts, _ = oracle_hop(vision, clip, config)
     verdict = judge(hop)
     assert verdict.passed, verdict
     assert set(hop.plan.shares.values()) == {1.0} and not hop.plan.flips
@@ -57,7 +44,7 @@ def test_every_choice_and_number_agrees(changes, form, seed):
     if not config.merge_layers:
         assert torch.equal(in_sequence(expected, expected.tokens[0]), vision.encode_all(clip))
         return
-    settings = {name: getattr(config, name) for name in ("tau", "max_window", "ema", "merge_layers")}
+    settings = {**config.segmenting, "merge_layers": config.merge_layers}
     assert list(at_counts.frame_budgets) == reference.frame_counts(vision, clip, **settings)
     assert at_counts.frame_budgets[-1] < config.frames, "the clip must have something to merge"
     if config.newline != "grid":
@@ -69,9 +56,8 @@ def test_every_choice_and_number_agrees(changes, form, seed):
 
 def test_patches_that_the_oracle_rounds_up_are_left_out():
     """The released code rounds up in dynamic frames: what both keep is compared, and nothing is called a flip."""
-    expected, hop, config = first_hop(small_vision(), small_clip(12, seed=1)[0], small_config(tau=0.55))
-    kept = {len(positions) for positions in expected.positions}
-    tower_keeps = StaticTower(small_vision(), config).shapes.keep
+    expected, _, hop, config, shapes = oracle_hop(small_vision(), small_clip(12, seed=1)[0], small_config(tau=0.55))
+    kept, tower_keeps = {len(positions) for positions in expected.positions}, shapes.keep
     assert kept == {tower_keeps, tower_keeps + 1}
     assert hop.differences["tokens"].count == tower_keeps * config.frame_budgets[-1] * 24 and not hop.plan.flips
 
@@ -79,10 +65,8 @@ def test_patches_that_the_oracle_rounds_up_are_left_out():
 def test_a_static_tower_with_another_threshold_fails():
     """The hop can fail: same budgets, another tau, so other frames are merged."""
     vision, clip = small_vision(), small_clip(12, seed=3)[0]
-    config = small_config(tau=0.55)
-    expected = oracle_trace(vision, clip, config)
-    counts = tuple(len(stage.weights) for stage in expected.stages)
-    config = config.replace(frame_budgets=counts, retain=min(config.retain, counts[-1] / 12), tau=0.9)
+    found = oracle_hop(vision, clip, small_config(tau=0.55))
+    expected, config = found.expected, found.config.replace(tau=0.9)
     tower = StaticTower(vision, config)
     actual = split_trace(tower.trace(clip[None]), config, tower.shapes)
     verdict = judge(measure(align([expected], actual, config, tower.shapes), ("a", "b"), "fp32", (0, 1, 3)))
@@ -104,7 +88,7 @@ def test_on_the_golden_clip(case, tiny, e2e_frames):
         retain=case.meta["retain_ratio"], frames=32, merge_layers=tuple(case.meta["merge_layers"]),
         frame_budgets=tuple(32 for _ in case.meta["merge_layers"]), **{name: case.meta[name] for name in names},
     )  # fmt: skip
-    expected, hop, _ = first_hop(tiny, torch.from_numpy(e2e_frames.copy()), config)
+    expected, _, hop, *_ = oracle_hop(tiny, torch.from_numpy(e2e_frames.copy()), config)
     torch.testing.assert_close(in_sequence(expected, case["visual"]), case["visual"], atol=1e-4, rtol=0)
     verdict = judge(hop)
     assert verdict.passed, verdict
