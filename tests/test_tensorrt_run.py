@@ -217,7 +217,9 @@ def test_host_code_runs_only_where_the_manifest_says_so(tmp_path: Path, machine:
 
 def test_stripped_engines_get_their_weights_back(tmp_path: Path, machine: Callable[..., None]) -> None:
     machine(product="tensorrt", version=FULL)
-    bundle = make_bundle(tmp_path / "b", full(settings={"strip_weights": True}))
+    manifest = make_manifest()
+    content = fake.plan(manifest.inputs, manifest.outputs, stripped=True)
+    bundle = make_bundle(tmp_path / "b", full(settings={"strip_weights": True}), content=content)
     open_bundle("tensorrt", bundle, OpenOptions()).close()
     assert fake.state.refitted == [str(bundle.path / "vision.onnx")]
     (bundle.path / "vision.onnx").write_bytes(b"GRAPH")
