@@ -188,7 +188,8 @@ def inspect_engine(trt: Any, engine: Any, manifest: Manifest) -> EngineSummary:
 def inspect_file(path: Path, product: str, manifest: Manifest, onnx_path: Path | None = None) -> EngineSummary:
     """The summary of an engine that was just built on this machine's card; one of unknown origin must not be given.
 
-    onnx_path: the graph, for an engine built with strip_weights. Raises EngineError when it cannot be loaded.
+    onnx_path: the graph, for an engine built with strip_weights and for no other. Raises EngineError when it cannot be
+    loaded.
     """
     trt = import_product(product)
     logger = make_logger(trt)
@@ -196,7 +197,7 @@ def inspect_file(path: Path, product: str, manifest: Manifest, onnx_path: Path |
     runtime.engine_host_code_allowed = True  # a version-compatible engine brings its runtime; we built it
     engine = runtime.deserialize_cuda_engine(Path(path).read_bytes())
     if engine is None:
-        raise EngineError(f"the engine {path} cannot be loaded: {(logger.errors or ['no reason given'])[-1]}")
+        raise EngineError(f"the engine {path} cannot be loaded: {logger.last_words()}")
     if onnx_path is not None:
         refit(trt, engine, onnx_path, logger)
     return inspect_engine(trt, engine, manifest)
