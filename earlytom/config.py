@@ -12,6 +12,7 @@ from typing import Any, TypedDict
 from .errors import ConfigError
 
 METHODS = ("attention", "dpc-knn")
+ATTENTION_FORMS = ("fused", "primitives")  # of the tower: one operator, or written out
 
 
 def kept_count(length: int, ratio: float) -> int:

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .config import EarlyTomConfig
+from .dtypes import DTYPES
 from .shapes import StaticShapes, derive_shapes
 from .vision.geometry import VisionGeometry
 
-BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 # Width of the LLM -> (layers, intermediate size): the Qwen2 models that LLaVA-OneVision and LLaVA-Video come with.
 QWEN2_SIZES = {896: (24, 4864), 3584: (28, 18944), 8192: (80, 29568)}
 
@@ -112,8 +112,8 @@ def tower_flops(config: EarlyTomConfig, geometry: VisionGeometry, batch: int = 1
 
 def tower_cost(config: EarlyTomConfig, geometry: VisionGeometry, *, batch: int = 1, dtype: str = "fp32") -> TowerCost:
     """FLOPs and memory of one call of `batch` videos, weights and activations in `dtype`."""
-    before, after = (_call_cost(c, geometry, batch, BYTES[dtype]) for c in (unpruned_config(config), config))
-    return TowerCost(before, after, weight_count(geometry) * BYTES[dtype])
+    before, after = (_call_cost(c, geometry, batch, DTYPES[dtype].bytes) for c in (unpruned_config(config), config))
+    return TowerCost(before, after, weight_count(geometry) * DTYPES[dtype].bytes)
 
 
 def _call_cost(config: EarlyTomConfig, geometry: VisionGeometry, batch: int, size: int) -> CallCost:

@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import EarlyTomConfig
+from .config import ATTENTION_FORMS, EarlyTomConfig
 from .errors import ConfigError, InputError
 from .frames import apply_plan, plan, segments, similarity
 from .newlines import append_newline, grid_token_count, insert_grid_newlines
 from .shapes import StaticShapes, derive_shapes
 from .tokens import gather_tokens, select_contextual, select_positions
-from .vision.siglip import ATTENTION_FORMS, Vision, pool
+from .vision.siglip import Vision, pool
 
 
 def split_videos(outputs: TowerOutputs, config: EarlyTomConfig, shapes: StaticShapes) -> list[TowerOutputs]:

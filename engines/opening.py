@@ -7,29 +7,13 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
 
 from earlytom.errors import EarlyTomError, EngineError
 from earlytom.vision.siglip import Vision
 
-from .bundle.manifest import PRODUCTS
 from .bundle.reader import Bundle, read_bundle
+from .products import ENGINES, PRODUCTS, build_command
 from .runner import OpenOptions, Runner, first_line
-
-
-class _Engine(NamedTuple):
-    module: str  # provides probe and open_bundle
-    package: str
-    install: str
-
-
-# In the order of preference of "auto". The last one is taken only when the caller has its weights.
-ENGINES: dict[str, _Engine] = {
-    "tensorrt": _Engine("engines.tensorrt.runner", "tensorrt", "pip install tensorrt"),
-    "tensorrt-rtx": _Engine("engines.tensorrt.runner", "tensorrt_rtx", "pip install tensorrt-rtx"),
-    "onnxruntime": _Engine("engines.onnxruntime", "onnxruntime", "pip install onnxruntime"),
-    "torch": _Engine("engines.pytorch", "torch", "pip install torch"),
-}
 
 
 @dataclass(frozen=True)
@@ -71,7 +55,7 @@ def open_runner(
         return runner
     passed: list[str] = []
     for name in ENGINES:
-        if name == "torch" and vision is None:
+        if ENGINES[name].needs_weights and vision is None:
             continue
         try:
             runner = _open(name, bundle, options)
@@ -86,7 +70,7 @@ def open_runner(
 def _open(name: str, bundle: Bundle, options: OpenOptions) -> Runner:
     if name in PRODUCTS and not any(record.product == name for record in bundle.manifest.engines):
         raise EngineError(
-            f"the bundle {bundle.path} holds no {name} engine; earlytom-export --engine {name} makes one"
+            f"the bundle {bundle.path} holds no {name} engine; {build_command(bundle.path, name)} adds one"
         )
     module = _load(name)
     try:
@@ -101,11 +85,11 @@ def _open(name: str, bundle: Bundle, options: OpenOptions) -> Runner:
 def _load(name: str) -> ModuleType:
     """The module of an engine. Raises EngineError when its package is not there, or cannot be imported."""
     engine = ENGINES[name]
-    if importlib.util.find_spec(engine.package) is None:
-        raise EngineError(f"the engine {name} needs the package {engine.package}, which is not here: {engine.install}")
+    if importlib.util.find_spec(engine.module) is None:
+        raise EngineError(f"the engine {name} needs the package {engine.module}, which is not here: {engine.install}")
     try:
-        return importlib.import_module(engine.module)
+        return importlib.import_module(engine.runs_in)
     except ImportError as error:
-        if error.name == engine.module:
+        if error.name == engine.runs_in:
             raise EngineError(f"this version of earlytom-export does not run {name} engines yet") from None
-        raise EngineError(f"the package {engine.package} cannot be imported: {first_line(error)}") from error
+        raise EngineError(f"the package {engine.module} cannot be imported: {first_line(error)}") from error

@@ -158,7 +158,7 @@ def tools() -> dict[str, str]:
 
 def plan_job(arguments: argparse.Namespace) -> Job:
     """Read the checkpoint's headers and settle every setting. Raises EarlyTomError on whatever cannot be done."""
-    from .engines import build_options, choose_engines
+    from .build import build_options, choose_engines
 
     if arguments.checkpoint == "demo" and not arguments.quiet:
         from .cli import REAL_CHECKPOINT
@@ -208,7 +208,7 @@ def run_job(job: Job) -> dict[str, Any]:
 
     from earlytom.tower import StaticTower
 
-    from .engines import build_engines
+    from .build import build_engines
     from .onnx.check import check_graph
     from .onnx.exporter import ATTENTION_OPSET, export_tower
     from .report import render_report

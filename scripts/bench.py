@@ -39,14 +39,14 @@ def run(arguments: argparse.Namespace) -> int:
     vision = None
     if arguments.checkpoint:
         from earlytom.checkpoint import load
-        from engines.bundle.manifest import DTYPES
+        from earlytom.dtypes import torch_dtype
 
         vision = load(arguments.checkpoint, parts=("vision",), pooling=bundle.manifest.config.pooling).vision
         if vision is not None:
             import torch
 
             device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-            vision = vision.to(device, getattr(torch, DTYPES[bundle.manifest.dtype]))
+            vision = vision.to(device, torch_dtype(bundle.manifest.dtype))
     engines = tuple(arguments.engines.split(",")) if arguments.engines else None
     found = bench_bundle(bundle, engines, runs=arguments.runs, device=arguments.device, vision=vision)
     text = json.dumps(found, indent=1)

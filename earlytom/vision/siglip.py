@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from ..errors import ConfigError, InputError
 from .geometry import VisionGeometry, pooled_grid
 
-ATTENTION_FORMS = ("fused", "primitives")
-
 
 class LayerNorm(nn.LayerNorm):
     """LayerNorm that computes in float32 whatever the dtype around it: fp16 overflows in its sum of squares."""

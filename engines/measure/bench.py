@@ -14,7 +14,8 @@ from earlytom.flops import tower_flops
 from earlytom.video.clips import synthetic_clip
 
 from ..bundle.reader import Bundle
-from ..opening import ENGINES, open_runner
+from ..opening import open_runner
+from ..products import ENGINES
 from .machine import clocks, describe_machine
 from .timing import compare_times
 

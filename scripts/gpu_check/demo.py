@@ -14,6 +14,7 @@ from earlytom.tower import StaticTower, TowerOutputs
 from earlytom.video.clips import synthetic_clip
 from engines.bundle.manifest import MODEL, Manifest
 from engines.bundle.writer import BundleWriter, update_bundle
+from export.onnx.exporter import DEFAULT_OPSET, export_tower
 
 from .journal import Skip
 from .workshop import Workshop
@@ -25,10 +26,10 @@ def first_tokens(shop: Workshop) -> dict[str, Any]:
     """{"tokens": engine -> id of its first token, "equal", "not_run": engine -> why}; the demo is float32."""
     from earlytom.checkpoint import load
     from earlytom.pipeline import VideoPipeline
-    from engines.opening import ENGINES, open_runner
+    from engines.opening import open_runner
+    from engines.products import ENGINES, PRODUCTS
     from engines.tensorrt.build import BuildOptions, build_engine
     from engines.tensorrt.runner import probe as probe_run
-    from export.onnx.exporter import DEFAULT_OPSET, export_tower
 
     model = load("demo", device="cpu")
     config = preset("videomme", 0.2)
@@ -37,14 +38,14 @@ def first_tokens(shop: Workshop) -> dict[str, Any]:
     shop.tick("export the demo")
     folder = shop.folder / "demo"
     with BundleWriter(folder) as writer:
-        export_tower(tower, writer.path / MODEL, opset=DEFAULT_OPSET, progress=shop.tick)
+        exported = export_tower(tower, writer.path / MODEL, opset=DEFAULT_OPSET, progress=shop.tick)
         manifest = Manifest.derive(
-            config, model.identity.geometry, dtype="fp32", opset=DEFAULT_OPSET, attention="primitives",
+            config, model.identity.geometry, dtype="fp32", opset=DEFAULT_OPSET, attention=exported.attention,
             checkpoint=model.identity.to_dict(), tools={},
         )  # fmt: skip
         bundle = writer.commit(manifest)
     not_run: dict[str, str] = {}
-    for product in ("tensorrt", "tensorrt-rtx"):
+    for product in PRODUCTS:
         try:
             probe_run(product)
             record = build_engine(
