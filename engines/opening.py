@@ -15,6 +15,10 @@ from .bundle.reader import Bundle, read_bundle
 from .products import ENGINES, PRODUCTS, build_command
 from .runner import OpenOptions, Runner, first_line
 
+# Engine -> the file of ours that runs it, with `probe` and `open_bundle` (runner.py).
+HOMES = {"tensorrt": "engines.tensorrt.runner", "tensorrt-rtx": "engines.tensorrt.runner",
+         "onnxruntime": "engines.onnxruntime", "torch": "engines.pytorch"}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Availability:
@@ -88,8 +92,8 @@ def _load(name: str) -> ModuleType:
     if importlib.util.find_spec(engine.module) is None:
         raise EngineError(f"the engine {name} needs the package {engine.module}, which is not here: {engine.install}")
     try:
-        return importlib.import_module(engine.runs_in)
+        return importlib.import_module(HOMES[name])
     except ImportError as error:
-        if error.name == engine.runs_in:
+        if error.name == HOMES[name]:
             raise EngineError(f"this version of earlytom-export does not run {name} engines yet") from None
         raise EngineError(f"the package {engine.module} cannot be imported: {first_line(error)}") from error
