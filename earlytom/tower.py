@@ -22,13 +22,16 @@ from .tokens import gather_tokens, select_contextual, select_positions
 from .vision.siglip import Vision, pool
 
 
-def split_videos(outputs: TowerOutputs, config: EarlyTomConfig, shapes: StaticShapes) -> list[TowerOutputs]:
-    """The videos of one call, each without its leading dimension and without the padding of grid newlines."""
+def split_videos(outputs: TowerOutputs, config: EarlyTomConfig, grid: int) -> list[TowerOutputs]:
+    """The videos of one call, each without its leading dimension and without the padding of grid newlines.
+
+    grid: pooled patches on a side of a frame.
+    """
     videos = []
     for v in range(outputs.tokens.shape[0]):
         tokens, positions, dynamic, weights = (x[v] for x in outputs)
         if config.newline == "grid":
-            tokens = tokens[: int(grid_token_count(positions[None], shapes.pooled_grid))]
+            tokens = tokens[: int(grid_token_count(positions[None], grid))]
         videos.append(TowerOutputs(tokens, positions, dynamic, weights))
     return videos
 

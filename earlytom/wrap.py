@@ -119,7 +119,7 @@ class Wrapper:
         tower = self._tower(pixels.shape[0], pixels.shape[1])
         with torch.no_grad():
             outputs = tower.encode_pixels(pixels.to(vision.device))
-        return [video.tokens for video in split_videos(outputs, tower.config, tower.shapes)]
+        return [video.tokens for video in split_videos(outputs, tower.config, tower.shapes.pooled_grid)]
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The model's generate; with a video, through EarlyTom."""

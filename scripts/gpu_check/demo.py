@@ -58,10 +58,8 @@ def first_tokens(shop: Workshop) -> dict[str, Any]:
 
     clip = torch.from_numpy(synthetic_clip(config.frames, model.identity.geometry.image_size))
 
-    def ask(encoder: Callable[[Tensor], TowerOutputs]) -> int:
-        pipeline = VideoPipeline(
-            encoder, model.language, model.tokenizer, config, tower.shapes, model.eos_token_ids
-        )  # fmt: skip
+    def ask(encoder: Any) -> int:
+        pipeline = VideoPipeline(encoder, model, config)
         return pipeline.ask(pipeline.encode(clip), QUESTION, max_new_tokens=1).ids[0]
 
     tokens: dict[str, int] = {}
@@ -70,7 +68,7 @@ def first_tokens(shop: Workshop) -> dict[str, Any]:
             continue
         try:
             with open_runner(bundle, name, vision=model.vision) as runner:
-                tokens[name] = ask(runner.run)
+                tokens[name] = ask(runner)
         except EngineError as error:
             not_run[name] = str(error)
     if len(tokens) < 2:
