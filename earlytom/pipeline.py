@@ -93,7 +93,7 @@ class VideoPipeline:
         A file encoded last is not encoded again unless it changed. Raises VideoError, InputError.
         """
         if not isinstance(video, (str, Path)):
-            return self._encode(torch.as_tensor(video))
+            return self._encode(video)
         try:
             stat = Path(video).stat()
             key = (str(Path(video).resolve()), stat.st_mtime_ns, stat.st_size)
@@ -104,14 +104,17 @@ class VideoPipeline:
             self._last = (key, self._encode(torch.from_numpy(read.frames)))
         return self._last[1]
 
-    def _encode(self, frames: Tensor) -> EncodedVideo:
+    def _encode(self, frames: Frames) -> EncodedVideo:
         side = self.model.geometry.image_size
-        expected = (self.config.frames, side, side, 3)
-        if tuple(frames.shape) != expected or frames.dtype != torch.uint8:
+        expected = [self.config.frames, side, side, 3]
+        known = isinstance(frames, (Tensor, np.ndarray))
+        given = f"{frames.dtype} {list(frames.shape)}".removeprefix("torch.") if known else type(frames).__name__
+        if given != f"uint8 {expected}":
             raise InputError(
-                f"frames are {frames.dtype} {list(frames.shape)}, they must be torch.uint8 {list(expected)}: "
-                "earlytom.read_frames makes them from a file"
+                f"frames are {given}, they must be uint8 {expected}: earlytom.read_frames makes them from a file"
             )
+        if isinstance(frames, np.ndarray):
+            frames = torch.from_numpy(np.require(frames, requirements=["C", "W"]))
         start = time.perf_counter()
         with torch.inference_mode():
             outputs = self._run(frames[None])

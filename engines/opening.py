@@ -16,7 +16,7 @@ from earlytom.errors import ConfigError, EarlyTomError, EngineError
 
 from .bundle.reader import Bundle, read_bundle
 from .products import ENGINES, PRODUCTS, build_command
-from .runner import Closing, OpenOptions, Runner, first_line
+from .runner import OpenOptions, Runner, first_line
 
 if TYPE_CHECKING:
     from earlytom.checkpoint import Model
@@ -125,6 +125,9 @@ def open_pipeline(
     where = torch_device(device)
     name = str(checkpoint or manifest.checkpoint["name"])
 
+    # Before gigabytes are read: other weights, or no tokenizer, show in the headers.
+    bundle.check_weights(load(name, parts=("language",), device="meta", pooling=config.pooling).identity)
+
     def read(part: str, kind: str, attention: str | None = None) -> Model:
         model = load(
             name, parts=(part,), dtype=torch_dtype(kind), device=where, pooling=config.pooling,
@@ -144,7 +147,7 @@ def open_pipeline(
         model = read("language", dtype or ("fp32" if where.type == "cpu" else "bf16"), attention)
         pipeline = VideoPipeline(encoder, model, config)
     finally:
-        if pipeline is None and isinstance(encoder, Closing):
+        if pipeline is None and hasattr(encoder, "close"):
             encoder.close()
     return pipeline
 
@@ -154,7 +157,9 @@ def torch_device(name: str | None) -> torch.device:
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError:
-        raise ConfigError(f"there is no device {name!r}: it must be cpu, cuda, or one card of several, cuda:1") from None
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"there is no device {name!r}: it must be cpu, cuda, or one card of several, cuda:1")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"the device {name} is not here: PyTorch sees {torch.cuda.device_count()} CUDA devices")
     return device

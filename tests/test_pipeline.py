@@ -96,7 +96,7 @@ def test_a_file_is_encoded_once_and_again_when_it_changes(pipeline, tmp_path, mo
 
 @pytest.mark.parametrize("wrong", [torch.zeros(3, 384, 384, 3, dtype=torch.uint8), torch.zeros(FRAMES, 384, 384, 3)])
 def test_frames_that_do_not_fit_are_refused(pipeline, wrong):
-    with pytest.raises(InputError, match=rf"must be torch.uint8 \[{FRAMES}, 384, 384, 3\]"):
+    with pytest.raises(InputError, match=rf"must be uint8 \[{FRAMES}, 384, 384, 3\]"):
         pipeline.ask(wrong, "What is this?")
 
 
