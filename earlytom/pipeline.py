@@ -7,6 +7,7 @@ here. One video is encoded once and can be asked about as often as one likes.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +91,8 @@ class VideoPipeline:
     def encode(self, video: str | Path | Frames) -> EncodedVideo:
         """A video file, or frames uint8 [T, H, W, 3] as `read_frames` gives them -> EncodedVideo.
 
-        A file encoded last is not encoded again unless it changed. Raises VideoError, InputError.
+        A file encoded last is not encoded again unless it changed. Warns of a damaged file, and of one with fewer frames
+        than T, some of which are then repeated. Raises VideoError, InputError.
         """
         if not isinstance(video, (str, Path)):
             return self._encode(video)
@@ -101,6 +103,8 @@ class VideoPipeline:
             key = ()  # read_frames says what is wrong
         if self._last is None or self._last[0] != key:
             read = read_frames(video, frames=self.config.frames, size=self.model.geometry.image_size)
+            for note in read.notes:
+                warnings.warn(note, stacklevel=2)
             self._last = (key, self._encode(torch.from_numpy(read.frames)))
         return self._last[1]
 

@@ -19,7 +19,6 @@ from .products import ENGINES, PRODUCTS, build_command
 from .runner import OpenOptions, Runner, first_line
 
 if TYPE_CHECKING:
-    from earlytom.checkpoint import Model
     from earlytom.pipeline import VideoPipeline
 
 # Engine -> the file of ours that runs it, with `probe` and `open_bundle` (runner.py).
@@ -123,33 +122,25 @@ def open_pipeline(
             "that follow the data need engine torch"
         )
     where = torch_device(device)
+    kind = torch_dtype(dtype or ("fp32" if where.type == "cpu" else "bf16"))
     name = str(checkpoint or manifest.checkpoint["name"])
-
-    # Before gigabytes are read: other weights, or no tokenizer, show in the headers.
-    bundle.check_weights(load(name, parts=("language",), device="meta", pooling=config.pooling).identity)
-
-    def read(part: str, kind: str, attention: str | None = None) -> Model:
-        model = load(
-            name, parts=(part,), dtype=torch_dtype(kind), device=where, pooling=config.pooling,
-            attn_implementation=attention,
-        )
-        bundle.check_weights(model.identity)
-        return model
-
+    reading: dict[str, Any] = {"pooling": config.pooling, "attn_implementation": attention}
+    # Other weights than the bundle's, or no tokenizer: the headers tell before gigabytes are read.
+    head = load(name, parts=("language",), device="meta", **reading)
+    bundle.check_weights(head.identity)
+    VideoPipeline(open, head, config)
     if engine != "auto" and ENGINES[engine].needs_weights:
-        options["vision"] = read("vision", manifest.dtype).vision
-    if frame_budgets == "data":
-        encoder: Any = AdaptiveTower(options["vision"], config)
-    else:
-        encoder = open_runner(bundle, engine, **options)
-    pipeline = None
+        vision = load(name, parts=("vision",), dtype=torch_dtype(manifest.dtype), device=where, **reading).vision
+        assert vision is not None  # it was asked for
+        options["vision"] = vision
+    adaptive = frame_budgets == "data"
+    encoder: Any = AdaptiveTower(options["vision"], config) if adaptive else open_runner(bundle, engine, **options)
     try:
-        model = read("language", dtype or ("fp32" if where.type == "cpu" else "bf16"), attention)
-        pipeline = VideoPipeline(encoder, model, config)
-    finally:
-        if pipeline is None and hasattr(encoder, "close"):
+        return VideoPipeline(encoder, load(name, parts=("language",), dtype=kind, device=where, **reading), config)
+    except BaseException:
+        if not adaptive:
             encoder.close()
-    return pipeline
+        raise
 
 
 def torch_device(name: str | None) -> torch.device:

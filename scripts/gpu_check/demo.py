@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from earlytom.errors import EngineError
 from earlytom.presets import preset
-from earlytom.tower import StaticTower, TowerOutputs
+from earlytom.tower import StaticTower
 from earlytom.video.clips import synthetic_clip
 from engines.bundle.manifest import MODEL, Manifest
 from engines.bundle.writer import BundleWriter, update_bundle
