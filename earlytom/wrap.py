@@ -85,16 +85,14 @@ class Wrapper:
                 retain=chosen.pop("retain", 0.2),
                 model="llava-video" if self.live.newline == "grid" else "llava-onevision",
                 depth=self.live.geometry.layers,
-                **({"inner": None} | chosen if self._layers() <= 18 else chosen),
+                llm_layers=self.live.text["num_hidden_layers"],
+                **chosen,
             )
         self.config = config
         vision, language = self._parts()
         if config.inner is not None:
             check_layer(language.config, config.inner)
         self._tower(1, config.frames)  # settings that do not fit are refused now, not at the first video
-
-    def _layers(self) -> int:
-        return int(self.live.text["num_hidden_layers"])
 
     def _parts(self) -> tuple[Any, Any]:
         """Vision and Qwen2 over the model's tensors, made anew when it was moved or cast since."""
