@@ -62,10 +62,13 @@ def append_newline(tokens: Tensor, newline: Tensor) -> Tensor:
 
 
 def grid_token_count(positions: Tensor, side: int) -> Tensor:
-    """Tokens that `insert_grid_newlines` really fills, int64 [V], for positions [V, F, n]: patches and kept rows."""
+    """Patches and rows they lie in, int64 [V], for positions [V, F, n], -1 standing for none.
+
+    That many tokens of its sequence `insert_grid_newlines` really fills.
+    """
     rows = torch.arange(side, device=positions.device)
     present = (positions[..., None, :] // side == rows[:, None]).any(-1)  # [V, F, side]
-    return present.sum(dim=(1, 2)) + positions.shape[1] * positions.shape[2]
+    return present.sum(dim=(1, 2)) + (positions >= 0).sum(dim=(1, 2))
 
 
 def insert_grid_newlines(tokens: Tensor, positions: Tensor, newline: Tensor, side: int) -> Tensor:
@@ -94,3 +97,18 @@ def insert_grid_newlines(tokens: Tensor, positions: Tensor, newline: Tensor, sid
     table = torch.full((v, capacity), f * n, dtype=torch.int64, device=device).scatter(1, absolute, source)
     rows_and_newline = append_newline(tokens, newline)
     return gather_tokens(rows_and_newline, table)
+
+
+def grid_sequence(tokens: Tensor, positions: Tensor, newline: Tensor, side: int) -> Tensor:
+    """The "grid" order of one video whose frames keep different numbers of patches: tokens [N, L] -> [N + rows, L].
+
+    tokens are those of positions [F, n], frame by frame, -1 standing for none; newline [L]. As `insert_grid_newlines`,
+    without its padding: the length depends on data.
+    """
+    row = torch.arange(len(positions), device=positions.device)[:, None] * side + positions // side
+    row, order = row[positions >= 0].sort(stable=True)
+    ends = torch.cat([row[1:] != row[:-1], row.new_ones(1, dtype=torch.bool)])  # the last patch of its row
+    slot = torch.arange(len(row), device=row.device) + ends.cumsum(0) - ends.to(torch.int64)
+    sequence = newline.to(tokens).repeat(len(row) + int(ends.sum()), 1)
+    sequence[slot] = tokens[order]
+    return sequence

@@ -55,6 +55,16 @@ class TowerTrace(NamedTuple):
     received: Tensor | None
 
 
+def check_training(vision: Vision, config: EarlyTomConfig) -> None:
+    """Raise ConfigError unless the configuration pools and separates frames as the checkpoint was trained to."""
+    for name in ("pooling", "newline"):
+        if getattr(config, name) != getattr(vision, name):
+            raise ConfigError(
+                f"the configuration has {name} {getattr(config, name)}, but the checkpoint was trained with "
+                f"{getattr(vision, name)}: use {name}={getattr(vision, name)!r}"
+            )
+
+
 class StaticTower(nn.Module):
     """`vision` with EarlyTom as `config` says, for `batch` videos a call. The weights are shared, not copied.
 
@@ -67,12 +77,7 @@ class StaticTower(nn.Module):
         super().__init__()
         if attention not in ATTENTION_FORMS:
             raise ConfigError(f"attention is {attention!r}, it must be one of {', '.join(ATTENTION_FORMS)}")
-        for name in ("pooling", "newline"):
-            if getattr(config, name) != getattr(vision, name):
-                raise ConfigError(
-                    f"the configuration has {name} {getattr(config, name)}, but the checkpoint was trained with "
-                    f"{getattr(vision, name)}: use {name}={getattr(vision, name)!r}"
-                )
+        check_training(vision, config)
         self.vision, self.config, self.attention = vision, config, attention
         self.shapes: StaticShapes = derive_shapes(config, vision.geometry, batch)
 
