@@ -10,7 +10,6 @@ from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import EarlyTomConfig
@@ -143,7 +142,7 @@ class StaticTower(nn.Module):
         if config.pooling != "max" and not shapes.contextual:
             # Pooling is linear with weights that sum to 1, so it commutes with the second Linear, which then runs on
             # the kept patches alone.
-            pooled = pool(F.gelu(vision.linear_1(hidden)), config.pooling).unflatten(0, (shapes.batch, -1))
+            pooled = pool(vision.widen(hidden), config.pooling).unflatten(0, (shapes.batch, -1))
             return vision.linear_2(gather_tokens(pooled, positions)), positions
         features = pool(vision.project(hidden), config.pooling)  # [V*B, P, L]
         tokens = gather_tokens(features.unflatten(0, (shapes.batch, -1)), positions)
