@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AdaptiveTower": "adaptive",
     "EarlyTomConfig": "config",
     "InnerMerging": "inner",
     "Model": "checkpoint",
@@ -34,6 +35,7 @@ _HOMES = {
     "restore": "wrap",
 }
 __all__ = [
+    "AdaptiveTower",
     "EarlyTomConfig",
     "InnerMerging",
     "Model",
@@ -52,6 +54,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from .adaptive import AdaptiveTower
     from .checkpoint import Model, load
     from .config import EarlyTomConfig, InnerMerging
     from .language.qwen2 import generate

@@ -21,7 +21,7 @@ from transformers.utils.output_capturing import capture_outputs
 from ..config import InnerMerging
 from ..errors import ConfigError, InputError
 from ..inner import MergeRequest, Spans, check_lengths
-from .prompt import embed_batch
+from .prompt import VIDEO_TOKEN, embed_batch
 
 
 class MergingQwen2Model(Qwen2Model):
@@ -42,7 +42,8 @@ class MergingQwen2Model(Qwen2Model):
         """As Qwen2Model's, with merging; last_hidden_state of a prefill is [B, N', D], N' <= N, padded on the left.
 
         inner: what to merge, or None. visual_spans: (start, length) for each sample as columns of the padded row, of
-        length 0 where there is no video. A decode step takes the prefill's two again and the full attention mask.
+        length 0 where there is no video; or several such pairs for each, every span merged by itself. A decode step
+        takes the prefill's two again and the full attention mask.
         Raises ConfigError when the model cannot merge so, InputError when the arguments do not fit each other.
         """
         if (input_ids is None) == (inputs_embeds is None):
@@ -214,6 +215,35 @@ def last_query_attention(
     logits = grouped.float() @ key.float().transpose(2, 3) * attention.scaling  # [B, G, H / G, N]
     logits = logits.masked_fill(~visible.bool()[:, None, None], float("-inf"))
     return logits.softmax(dim=-1).mean(dim=(1, 2))
+
+
+def _embed(
+    language: Qwen2ForCausalLM, prompt_ids: Sequence[int] | Tensor, videos: Sequence[Tensor]
+) -> tuple[Tensor, list[tuple[int, int]]]:
+    """As `embed_prompt`, for a prompt with a -200 for each of the videos: embeddings [1, N, D] and their spans."""
+    table = language.get_input_embeddings()
+    ids = torch.as_tensor(prompt_ids, device=table.weight.device)
+    if ids.ndim != 1 or ids.is_floating_point():
+        raise InputError(f"prompt_ids must be a list of token ids, not {ids.dtype} of shape {tuple(ids.shape)}")
+    at = (ids == VIDEO_TOKEN).nonzero().flatten().tolist()
+    if len(at) != len(videos):
+        raise InputError(
+            f"the prompt holds {len(at)} video tokens ({VIDEO_TOKEN}), it must hold {len(videos)}: one for each video"
+        )
+    text = ids[ids != VIDEO_TOKEN].long()
+    if ((text < 0) | (text >= table.num_embeddings)).any():
+        raise InputError(f"a prompt id is outside of the vocabulary: ids lie in 0..{table.num_embeddings - 1}")
+    first, *others = table(text).tensor_split([place - before for before, place in enumerate(at)])
+    pieces, spans, length = [first], [], len(first)
+    for tokens, words in zip(videos, others, strict=True):
+        if tokens.ndim != 2 or not len(tokens) or tokens.shape[1] != table.embedding_dim:
+            raise InputError(
+                f"visual_tokens has shape {tuple(tokens.shape)}, it must be [V, {table.embedding_dim}] with V >= 1"
+            )
+        spans.append((length, len(tokens)))
+        pieces += [tokens.to(words), words]
+        length += len(tokens) + len(words)
+    return torch.cat(pieces)[None], spans
 
 
 def generate(
