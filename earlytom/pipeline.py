@@ -91,16 +91,17 @@ class VideoPipeline:
     def encode(self, video: str | Path | Frames) -> EncodedVideo:
         """A video file, or frames uint8 [T, H, W, 3] as `read_frames` gives them -> EncodedVideo.
 
-        A file encoded last is not encoded again unless it changed. Warns of a damaged file, and of one with fewer frames
-        than T, some of which are then repeated. Raises VideoError, InputError.
+        The file encoded last is not encoded again unless it changed. Warns of a damaged file, and of one with fewer
+        frames than T, some of which are then repeated. Raises VideoError, InputError.
         """
         if not isinstance(video, (str, Path)):
             return self._encode(video)
+        key: tuple[Any, ...] = ()
         try:
             stat = Path(video).stat()
             key = (str(Path(video).resolve()), stat.st_mtime_ns, stat.st_size)
-        except OSError:
-            key = ()  # read_frames says what is wrong
+        except OSError:  # read_frames says what is wrong
+            pass
         if self._last is None or self._last[0] != key:
             read = read_frames(video, frames=self.config.frames, size=self.model.geometry.image_size)
             for note in read.notes:

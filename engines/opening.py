@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from earlytom.adaptive import AdaptiveTower
 from earlytom.dtypes import torch_dtype
 from earlytom.errors import ConfigError, EarlyTomError, EngineError
 

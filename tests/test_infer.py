@@ -8,8 +8,7 @@ import torch
 from PIL import Image
 
 import engines
-from earlytom import checkpoint
-from earlytom import StaticTower, encode_video, generate, load, read_frames
+from earlytom import StaticTower, checkpoint, encode_video, generate, load, read_frames
 from earlytom.errors import EarlyTomError, EngineError
 from earlytom.language.prompt import build_prompt
 from engines.bundle.reader import read_bundle

@@ -60,11 +60,11 @@ def assign(modules: Mapping[str, Any], config: CheckpointConfig, tensors: Mappin
 
 @dataclass(frozen=True)
 class SharedParts:
-    """Vision and Qwen2 over the tensors of a live model; `probe` tells whether it was moved or cast since."""
+    """Vision and Qwen2 over the tensors of a live model; `probe` tells whether any of it was moved or cast since."""
 
     vision: Vision
     language: Qwen2
-    probe: tuple[int, torch.dtype]
+    probe: tuple[tuple[int, torch.dtype], ...]
 
     def same_weights(self, model: torch.nn.Module) -> bool:
         return _probe(model) == self.probe
@@ -73,10 +73,17 @@ class SharedParts:
 def share_weights(model: torch.nn.Module, config: CheckpointConfig) -> SharedParts:
     """Our modules over the tensors of a live model of either format (see `live_config`), on its one device.
 
-    Raises CheckpointError listing what is missing, unexpected or misshapen.
+    Raises InputError when its weights are on several devices, or offloaded by accelerate, which leaves them on the
+    meta device but while their modules run; CheckpointError listing what is missing, unexpected or misshapen.
     """
     where = Path(f"<{type(model).__name__}>")
     state = model.state_dict()
+    devices = sorted({str(tensor.device) for tensor in state.values()})
+    if len(devices) != 1 or devices == ["meta"]:
+        raise InputError(
+            f"the weights of {where} are on {' and '.join(devices)}, EarlyTom needs all of them on one device and none "
+            "offloaded: load the model without offloading, with device_map=None or a single device"
+        )
     stored = {key: Stored("F32", tuple(tensor.shape)) for key, tensor in state.items()}
     attention = getattr(model.config, "_attn_implementation", None) or "sdpa"
     modules, _, found = empty_modules(where, config, stored, PARTS, str(attention))
@@ -85,9 +92,8 @@ def share_weights(model: torch.nn.Module, config: CheckpointConfig) -> SharedPar
     return SharedParts(modules["vision"], modules["language"], _probe(model))
 
 
-def _probe(model: torch.nn.Module) -> tuple[int, torch.dtype]:
-    weight = next(model.parameters())
-    return weight.data_ptr(), weight.dtype
+def _probe(model: torch.nn.Module) -> tuple[tuple[int, torch.dtype], ...]:
+    return tuple((weight.data_ptr(), weight.dtype) for weight in model.parameters())
 
 
 def _language(

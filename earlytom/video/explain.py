@@ -51,7 +51,8 @@ def draw_explanation(
 ) -> None:
     """Write a PNG with every source frame in order.
 
-    frames uint8 [T, H, W, 3]; positions [B, n] on the pooled grid x grid; dynamic [B]; weights [B, T]: of one video.
+    frames uint8 [T, H, W, 3]; positions [B, n] on the pooled grid x grid, -1 for none; dynamic [B]; weights [B, T]: of
+    one video.
     Kept patches are bright, the others dark; a green border marks a dynamic frame, a blue one a static frame, and the
     line under it says which source frames it stands for. Frames that were merged away are grey. Raises InputError when
     the shapes do not belong together, VideoError when the file cannot be written.
@@ -72,10 +73,12 @@ def draw_explanation(
     high = CELL + 2 * LINE + GAP
     sheet = Image.new("RGB", (columns * (CELL + GAP) + GAP, rows * high + GAP + 2 * LINE), "white")
     draw = ImageDraw.Draw(sheet)
-    share = positions.shape[1] * left / (total * grid * grid)
+    counts = (positions >= 0).sum(-1)  # frames may keep different numbers of patches
+    share = int(counts.sum()) / (total * grid * grid)
+    each = "-".join(map(str, sorted({int(counts.min()), int(counts.max())})))
     draw.text(
         (GAP, GAP // 2),
-        f"{total} frames -> {left}, {positions.shape[1]} of {grid * grid} patches each: {share:.1%} of the tokens   "
+        f"{total} frames -> {left}, {each} of {grid * grid} patches each: {share:.1%} of the tokens   "
         "green: dynamic   blue: static   grey: merged away",
         fill="black",
     )
@@ -89,7 +92,7 @@ def draw_explanation(
             note = f"in {owner[t]}" if t in owner else "dropped"
             border = GONE
         else:
-            picture = _darken(picture, positions[slot].tolist(), grid)
+            picture = _darken(picture, positions[slot, : int(counts[slot])].tolist(), grid)
             note = f"#{slot} = {describe_mix(weights[slot])}"
             border = DYNAMIC if bool(dynamic[slot]) else STATIC
         sheet.paste(picture, (x, y))
