@@ -126,7 +126,8 @@ class Wrapper:
                 f"a video has {len(pixels)} frames and the frame budgets are for {self.config.frames}: pass as many, "
                 "or no budgets, so that frame counts follow the data"
             )
-        (video,) = split_videos(tower.encode_pixels(pixels[None].to(tower.vision.device)), tower.config, tower.shapes.pooled_grid)
+        outputs = tower.encode_pixels(pixels[None].to(tower.vision.device))
+        (video,) = split_videos(outputs, tower.config, tower.shapes.pooled_grid)
         return video.tokens
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:

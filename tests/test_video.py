@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import builtins
 import re
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -336,6 +338,12 @@ def test_an_image_is_a_video_of_one_frame(tmp_path: Path, name: str, lossy: int)
 def test_bad_arguments(clip: Path, asked: dict[str, int]) -> None:
     with pytest.raises(InputError, match="at least 1"):
         read_frames(clip, **asked)
+
+
+def test_importing_loads_nothing_heavy() -> None:
+    program = "import sys, earlytom.video; print([name for name in ('av', 'PIL', 'torch') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 @pytest.mark.parametrize("package", ["av", "PIL"])

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import Qwen2ForCausalLM
 
+from ..errors import InputError
+
 VIDEO_TOKEN = -200  # stands for the video in a prompt, as in LLaVA-NeXT
 SYSTEM_PROMPT = "You are a helpful assistant."
 

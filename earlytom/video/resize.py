@@ -27,7 +27,7 @@ def resize_frames(frames: NDArray[np.uint8] | Sequence[NDArray[np.uint8]], size:
             raise InputError(f"frame {i} is {frame.dtype} {list(frame.shape)}: uint8 [H, W, 3] is needed")
     if size < 1:
         raise InputError(f"size is {size}: at least 1 pixel is needed")
-    image = import_pillow()
+    image = import_pillow().Image
     result = np.empty((len(frames), size, size, 3), dtype=np.uint8)
 
     def one(index: int) -> None:
@@ -45,10 +45,13 @@ def resize_frames(frames: NDArray[np.uint8] | Sequence[NDArray[np.uint8]], size:
 
 
 def import_pillow() -> Any:
+    """The package PIL with what this project uses of it."""
     try:
-        from PIL import Image
+        import PIL.Image
+        import PIL.ImageChops
+        import PIL.ImageDraw
     except ImportError as error:
         raise VideoError(
             f"resizing frames needs Pillow ({error}): install it with `pip install earlytom-export[video]`"
         ) from error
-    return Image
+    return PIL
