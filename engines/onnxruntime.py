@@ -71,8 +71,9 @@ class OnnxRuntimeRunner(Closing):
 
     model_path: a graph with the tensors `inputs` and `outputs`; it may have further outputs, which `run_named` gives.
     providers: names in order of preference, the CPU is added last; threads: inside one operator on a CPU, default one
-    for each core. Frames and outputs are handed over by address. Raises BundleError when the file is not there,
-    EngineError when it cannot be loaded or is another graph.
+    for each core; graph: runs in place of the one at model_path, with the weights that lie there. Frames and outputs
+    are handed over by address. Raises BundleError when the file is not there, EngineError when it cannot be loaded or
+    is another graph.
     """
 
     name = "onnxruntime"
@@ -81,13 +82,14 @@ class OnnxRuntimeRunner(Closing):
     def __init__(
         self, model_path: Path | str, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], *,
         providers: Sequence[str] | None = None, threads: int | None = None, device: str | None = None,
+        graph: bytes | None = None,
     ) -> None:
         self.inputs, self.outputs = inputs, outputs
         self.model_path = Path(model_path)
         if not self.model_path.is_file():
             raise BundleError(f"the graph {self.model_path} does not exist")
         wanted = list(providers) if providers is not None else list(default_providers(device))
-        self._session: Any = self._load(wanted + [CPU] * (CPU not in wanted), threads, device)
+        self._session: Any = self._load(wanted + [CPU] * (CPU not in wanted), threads, device, graph)
         self._check_graph()
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
         refused = [name for name in wanted if name not in self.providers]
@@ -100,7 +102,7 @@ class OnnxRuntimeRunner(Closing):
         self.device = torch.device(device or "cuda") if self._on_gpu else torch.device("cpu")
         self.why = f"onnxruntime, {self.providers[0].removesuffix('ExecutionProvider')}"
 
-    def _load(self, providers: list[str], threads: int | None, device: str | None) -> Any:
+    def _load(self, providers: list[str], threads: int | None, device: str | None, graph: bytes | None) -> Any:
         onnxruntime = _package()
         available = onnxruntime.get_available_providers()
         missing = [name for name in providers if name not in available]
@@ -120,10 +122,13 @@ class OnnxRuntimeRunner(Closing):
             if threads < 1:
                 raise EngineError(f"threads is {threads}, it must be at least 1")
             options.intra_op_num_threads = threads
+        if graph is not None:
+            folder = str(self.model_path.parent)
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
         index = (torch.device(device).index if device else None) or 0
         with_options = [(name, {"device_id": index}) if name in (CUDA, TENSORRT) else name for name in providers]
         try:
-            return onnxruntime.InferenceSession(self.model_path, sess_options=options, providers=with_options)
+            return onnxruntime.InferenceSession(graph or self.model_path, sess_options=options, providers=with_options)
         except Exception as error:  # its exceptions share no base
             raise EngineError(
                 f"ONNX Runtime {onnxruntime.__version__} cannot load {self.model_path}, it is damaged or uses what "

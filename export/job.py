@@ -253,8 +253,8 @@ def run_job(job: Job) -> dict[str, Any]:
                     Bundle(writer.path, manifest), frames, vision=full, save_tensors=job.save_tensors,
                     progress=progress.step,
                 )  # fmt: skip
-            manifest = replace(manifest, parity=report.to_dicts())
-        text = render_report(manifest, report, summary)
+            manifest = replace(manifest, parity=report.hops)
+        text = render_report(manifest, summary)
         (writer.path / "report.md").write_text(text, encoding="utf-8")
         if report is not None and not report.passed:
             progress.say(text)
@@ -285,8 +285,9 @@ def verify_again(arguments: argparse.Namespace) -> tuple[bool, str]:
             bundle, frames, checkpoint=arguments.checkpoint, save_tensors=arguments.save_tensors, progress=progress.step
         )
     if arguments.json:
-        return report.passed, json.dumps({"passed": report.passed, "hops": list(report.to_dicts())}, indent=2)
-    return report.passed, render_report(replace(manifest, parity=report.to_dicts()), report, None)
+        hops = [hop.to_dict() for hop in report.hops]
+        return report.passed, json.dumps({"passed": report.passed, "hops": hops}, indent=2)
+    return report.passed, render_report(replace(manifest, parity=report.hops))
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -309,7 +310,8 @@ def _result(bundle: Bundle, *, skipped: bool, seconds: dict[str, float]) -> dict
     return {
         "bundle": str(bundle.path), "skipped": skipped, "tokens": manifest.counts.tokens,
         "files": {name: record.bytes for name, record in sorted(manifest.files.items())},
-        "engines": [engine.file for engine in manifest.engines], "parity": list(manifest.parity), "seconds": seconds,
+        "engines": [engine.file for engine in manifest.engines],
+        "parity": [hop.to_dict() for hop in manifest.parity], "seconds": seconds,
     }  # fmt: skip
 
 
