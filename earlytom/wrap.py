@@ -65,6 +65,7 @@ def restore(model: nn.Module) -> nn.Module:
     for name in METHODS:
         wrapper = getattr(getattr(model.__dict__.get(name), "func", None), "__self__", None)
         if isinstance(wrapper, Wrapper):
+            wrapper.restored = True  # a hook that others have put over ours since keeps calling ours
             if name in wrapper.before:
                 setattr(model, name, wrapper.before[name])
             else:
@@ -89,6 +90,7 @@ class Wrapper:
         self.model: Any = model
         self.own: dict[str, Callable[..., Any]] = {name: getattr(model, name) for name in METHODS}
         self.before = {name: model.__dict__[name] for name in METHODS if name in model.__dict__}  # hooks of others
+        self.restored = False
         self.shared: SharedParts | None = None
         self.static = config is not None or settings.get("frame_budgets") is not None
         if config is None:
@@ -169,6 +171,8 @@ class Wrapper:
 
     def _video_call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> VideoCall | None:
         """What the call of that method says, or None when it is not about videos."""
+        if self.restored:
+            return None
         given = by_name(self.own[method], args, kwargs)
         if self.live.format == "transformers":
             return transformers_call(self.model, given, self.live.geometry, self.encode)

@@ -9,6 +9,8 @@ from earlytom.config import EarlyTomConfig
 from earlytom.errors import ConfigError, InputError
 from earlytom.newlines import grid_token_count
 from earlytom.parity.oracle import oracle_trace
+from earlytom.shapes import derive_shapes
+from earlytom.tower import split_videos
 from earlytom.video.explain import draw_explanation
 from tests.cases import TINY, cases, small_clip, small_config, small_vision
 
@@ -57,13 +59,22 @@ def test_the_oracle_is_met_in_every_output(newline, changes):
 
 
 def test_pixels_and_a_leading_dimension_give_the_same():
-    vision, config, clip = small_vision(), small_config(), small_clip(12)[0]
+    vision, config, clip = small_vision(newline="grid"), small_config(newline="grid"), small_clip(12)[0]
     tower = AdaptiveTower(vision, config)
     expected = tower.encode(clip)
     pixels = tower.encode_pixels(((clip / 255 - 0.5) / 0.5).permute(0, 3, 1, 2))
-    for one, other, leading in zip(expected, pixels, tower(clip[None])):
+    (video,) = split_videos(tower(clip[None]), config, derive_shapes(config, vision.geometry))  # as a pipeline has it
+    for one, other, leading in zip(expected, pixels, video):
         torch.testing.assert_close(one, other)
-        assert torch.equal(one, leading[0])
+        assert torch.equal(one, leading)
+
+
+@pytest.mark.parametrize("contextual", [0.0, 0.3])
+def test_half_precision_runs(contextual):
+    tower = AdaptiveTower(small_vision().to(torch.bfloat16), small_config(contextual=contextual))
+    outputs = tower.encode(small_clip(12)[0])
+    assert outputs.tokens.dtype == torch.bfloat16 and outputs.tokens.isfinite().all()
+    assert outputs.weights.dtype == torch.float32
 
 
 def test_without_merge_layers_nothing_is_pruned():

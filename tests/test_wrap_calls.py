@@ -162,6 +162,8 @@ def test_an_offloaded_model_is_refused_before_any_work(video):
     with pytest.raises(InputError, match="offloaded"):
         earlytom(model, environ={})
     assert torch.equal(restored(text).logits, expected)
+    logits = restored(**video).logits
+    assert logits.shape[1] == video["input_ids"].shape[1], "the hook put over ours leads to the model's own forward"
 
 
 @pytest.mark.parametrize("inner", [None, INNER], ids=["plain", "inner"])
