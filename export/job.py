@@ -179,7 +179,8 @@ def plan_job(arguments: argparse.Namespace) -> Job:
         raise ConfigError(f"opset {opset} cannot be exported, choose one of {', '.join(map(str, OPSETS))}")
     if arguments.video is not None:
         # Refuse a bad file before the work.
-        read_frames(arguments.video, frames=config.frames, size=identity.geometry.image_size)
+        for line in read_frames(arguments.video, frames=config.frames, size=identity.geometry.image_size).notes:
+            note(line)
     output = arguments.output
     if output is None:
         name = re.sub(r"[^A-Za-z0-9.-]+", "-", Path(identity.name).name).strip("-") or "checkpoint"
@@ -278,8 +279,9 @@ def verify_again(arguments: argparse.Namespace) -> tuple[bool, str]:
     bundle = read_bundle(arguments.bundle)
     manifest = bundle.manifest
     frames = verification_clips(
-        arguments.video, frames=manifest.config.frames, size=manifest.geometry.image_size, batch=manifest.batch
-    )
+        arguments.video, frames=manifest.config.frames, size=manifest.geometry.image_size, batch=manifest.batch,
+        tell=note,
+    )  # fmt: skip
     progress = Progress(("verify",), quiet=arguments.quiet or arguments.json)
     with progress.stage("verify"):
         report = verify_bundle(

@@ -10,8 +10,8 @@ from PIL import Image
 from earlytom.errors import InputError, VideoError
 from earlytom.tower import StaticTower
 from earlytom.video import read_frames
-from earlytom.video.clips import synthetic_clip
-from earlytom.video.explain import DYNAMIC, STATIC, check_explanation_path, describe_mix, draw_explanation
+from earlytom.video.clips import synthetic_clip, verification_clips
+from earlytom.video.explain import DYNAMIC, STATIC, check_picture_path, describe_mix, draw_explanation
 from tests.cases import small_clip, small_config, small_vision
 
 
@@ -75,7 +75,7 @@ def test_a_path_that_cannot_be_written_is_refused_before_any_work(tmp_path, name
     (tmp_path / "file.png").write_bytes(b"old")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(VideoError, match=f"cannot be written: .*({reason})") as caught:
-        check_explanation_path(tmp_path / name)
+        check_picture_path(tmp_path / name)
     assert "\n" not in str(caught.value) and "Errno" not in str(caught.value)
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -84,16 +84,16 @@ def test_a_directory_that_takes_no_files_is_refused(tmp_path, monkeypatch):
     """As for a user without permission; root, who runs some tests, may write everywhere."""
     monkeypatch.setattr(Path, "touch", lambda self: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
     with pytest.raises(VideoError, match="cannot be written: Permission denied"):
-        check_explanation_path(tmp_path / "kept.png")
+        check_picture_path(tmp_path / "kept.png")
     with pytest.raises(VideoError, match="this is no regular file"):
-        check_explanation_path("/dev/null")
+        check_picture_path("/dev/null")
 
 
 def test_a_path_that_can_be_written_is_left_as_it_is(tmp_path):
-    assert check_explanation_path(str(tmp_path / "kept.PNG")) == tmp_path / "kept.PNG"
+    assert check_picture_path(str(tmp_path / "kept.PNG")) == tmp_path / "kept.PNG"
     assert not list(tmp_path.iterdir())
     (tmp_path / "old.png").write_bytes(b"old")
-    check_explanation_path(tmp_path / "old.png")
+    check_picture_path(tmp_path / "old.png")
     assert (tmp_path / "old.png").read_bytes() == b"old"
 
 
@@ -137,3 +137,13 @@ def test_the_synthetic_clip_is_the_same_every_time_and_has_cuts():
     assert (clip == synthetic_clip(20, 56)).all() and (clip != synthetic_clip(20, 56, seed=1)).any()
     change = np.abs(np.diff(clip.astype(int), axis=0)).mean((1, 2, 3))
     assert set(np.argsort(change)[-2:]) == {8, 17}, "the largest changes are the cuts"
+
+
+def test_clips_to_verify_on_are_the_video_or_differ(tmp_path):
+    Image.fromarray(small_clip(1)[0, 0].numpy()).save(tmp_path / "image.png")
+    told: list[str] = []
+    clips = verification_clips(tmp_path / "image.png", frames=3, size=28, batch=2, tell=told.append)
+    assert clips.shape == (2, 3, 28, 28, 3) and (clips == clips[0, 0]).all()
+    assert len(told) == 1 and "2 are repeats" in told[0]
+    made = verification_clips(None, frames=3, size=28, batch=2)
+    assert made.shape == clips.shape and (made[0] == synthetic_clip(3, 28)).all() and (made[0] != made[1]).any()

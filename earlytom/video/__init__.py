@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from .clips import synthetic_clip, verification_clips
 from .damage import Damage
-from .explain import check_explanation_path, describe_mix, draw_explanation
+from .explain import check_picture_path, describe_mix, draw_explanation
 from .reader import VideoFrames, read_frames, sample_indices
 from .resize import resize_frames
 
 __all__ = [
     "Damage",
     "VideoFrames",
-    "check_explanation_path",
+    "check_picture_path",
     "describe_mix",
     "draw_explanation",
     "read_frames",

@@ -43,7 +43,7 @@ def describe_mix(row: Sequence[float] | Tensor, *, least: float = 0.005) -> str:
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
-def check_explanation_path(path: str | Path) -> Path:
+def check_picture_path(path: str | Path) -> Path:
     """The path of a picture, found to be writable, so that a wrong one is refused before any work; nothing is left.
 
     Raises VideoError: no .png, a directory or a device, a directory that is missing or not writable, a name too long.
@@ -83,7 +83,7 @@ def draw_explanation(
     stands for. Frames that were merged away are grey. Raises InputError when the shapes do not belong together,
     VideoError when the file cannot be written.
     """
-    file = check_explanation_path(path)
+    file = check_picture_path(path)
     pil = import_pillow()
     total, left = len(frames), len(weights)
     if weights.shape[1] != total or len(positions) != left or len(dynamic) != left:

@@ -172,7 +172,7 @@ def _sample(file: Path, frames: int, size: int, strict: bool) -> _Sample:
     sample = _decode(file, count, frames, size)
     if sample.frame_count == 0:
         raise VideoError(f"{file}: not one frame of the video stream can be decoded; {REENCODE}")
-    sample.damage += unread
+    sample.damage = unread + sample.damage
     _refuse(file, sample.damage, strict)
     if strict and sample.frame_count < frames:
         raise VideoError(
@@ -182,7 +182,7 @@ def _sample(file: Path, frames: int, size: int, strict: bool) -> _Sample:
     if sample.frame_count != count:
         count = sample.frame_count
         sample = _decode(file, count, frames, size)
-        sample.damage += unread
+        sample.damage = unread + sample.damage
         if sample.frame_count != count:
             raise VideoError(f"{file}: {count} frames decode at one time, {sample.frame_count} at another; {REENCODE}")
     return sample
