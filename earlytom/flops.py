@@ -6,54 +6,124 @@ work, softmax, pooling and DPC-KNN are not counted.
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from .config import EarlyTomConfig
+from .dtypes import DTYPES
 from .shapes import StaticShapes, derive_shapes
 from .vision.geometry import VisionGeometry
 
-BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 # Width of the LLM -> (layers, intermediate size): the Qwen2 models that LLaVA-OneVision and LLaVA-Video come with.
 QWEN2_SIZES = {896: (24, 4864), 3584: (28, 18944), 8192: (80, 29568)}
 
 
-def tower_flops(config: EarlyTomConfig, geometry: VisionGeometry, batch: int = 1) -> dict[str, Any]:
-    """FLOPs of one call: {"pruned": side, "unpruned": side, "share": pruned over unpruned}, plain JSON.
+@dataclass(frozen=True)
+class StageFlops:
+    """A run of encoder layers, first to last, on the same number of frames."""
 
-    A side is {"embedding", "stages", "merging", "projector", "total"}; a stage is a run of encoder layers on the same
-    number of frames: {"layers": [first, last], "frames", "flops_per_layer", "flops"}.
+    layers: tuple[int, int]
+    frames: int
+    flops_per_layer: int
+
+    @property
+    def flops(self) -> int:
+        return self.flops_per_layer * (self.layers[1] - self.layers[0] + 1)
+
+
+@dataclass(frozen=True)
+class TowerFlops:
+    """FLOPs of one call of a tower, by part; merging: similarities, plans and their products."""
+
+    stages: tuple[StageFlops, ...]
+    embedding: int
+    merging: int
+    projector: int
+
+    @property
+    def total(self) -> int:
+        return sum(stage.flops for stage in self.stages) + self.embedding + self.merging + self.projector
+
+
+@dataclass(frozen=True)
+class CallCost:
+    """One call: FLOPs of the tower, the tensors that its widest layer keeps at once, what reaches the LLM.
+
+    activation_bytes is an estimate: attention fused except where its matrix is needed. prefill_flops: of the visual
+    tokens, None where the LLM's sizes are not known from its width.
     """
-    pruned, unpruned = (_side(c, geometry, batch) for c in (config, unpruned_config(config)))
-    return {"pruned": pruned, "unpruned": unpruned, "share": pruned["total"] / unpruned["total"]}
+
+    flops: TowerFlops
+    activation_bytes: int
+    tokens: int
+    prefill_flops: int | None
 
 
-def tower_cost(
-    config: EarlyTomConfig, geometry: VisionGeometry, *, batch: int = 1, dtype: str = "fp32"
-) -> dict[str, Any]:
-    """FLOPs and memory of one call before (nothing pruned) and after, plain JSON.
+@dataclass(frozen=True)
+class TowerCost:
+    """FLOPs and memory of one call before (nothing pruned) and after."""
 
-    flops, activation_bytes, tokens: each as `..._before` and `..._after`; weight_bytes; stages: see `tower_flops`;
-    prefill_flops where the LLM's sizes are known from its width. Activations are an estimate: the tensors that the
-    widest layer keeps at once, attention fused except where its matrix is needed.
-    """
-    flops = tower_flops(config, geometry, batch)
-    before, after = (derive_shapes(c, geometry, batch) for c in (unpruned_config(config), config))
-    cost: dict[str, Any] = {
-        "flops_before": flops["unpruned"]["total"],
-        "flops_after": flops["pruned"]["total"],
-        "stages": flops["pruned"]["stages"],
-        "weight_bytes": weight_count(geometry) * BYTES[dtype],
-        "activation_bytes_before": _activation_bytes(unpruned_config(config), geometry, before, BYTES[dtype]),
-        "activation_bytes_after": _activation_bytes(config, geometry, after, BYTES[dtype]),
-        "tokens_before": before.tokens,
-        "tokens_after": after.tokens,
-    }
-    if geometry.projector_size in QWEN2_SIZES:
-        layers, intermediate = QWEN2_SIZES[geometry.projector_size]
-        width = geometry.projector_size
-        cost["prefill_flops_before"] = batch * prefill_flops(before.tokens, width, intermediate, layers)
-        cost["prefill_flops_after"] = batch * prefill_flops(after.tokens, width, intermediate, layers, config=config)
-    return cost
+    before: CallCost
+    after: CallCost
+    weight_bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON: each number as `..._before` and `..._after`; stages: those after."""
+        out: dict[str, Any] = {"weight_bytes": self.weight_bytes}
+        for when, cost in (("before", self.before), ("after", self.after)):
+            out |= {
+                f"flops_{when}": cost.flops.total, f"activation_bytes_{when}": cost.activation_bytes,
+                f"tokens_{when}": cost.tokens,
+            }
+            if cost.prefill_flops is not None:
+                out[f"prefill_flops_{when}"] = cost.prefill_flops
+        out["stages"] = [asdict(stage) | {"flops": stage.flops} for stage in self.after.flops.stages]
+        return out
+
+
+def tower_flops(config: EarlyTomConfig, geometry: VisionGeometry, batch: int = 1) -> TowerFlops:
+    """FLOPs of one call of the tower with `config`; unpruned: with `unpruned_config(config)`."""
+    shapes = derive_shapes(config, geometry, batch)
+    s, d, out = shapes.patches, shapes.hidden_size, shapes.projector_size
+    per_frame = 2 * s * d * (4 * d + 2 * s + 2 * geometry.intermediate_size)
+    stages: list[StageFlops] = []
+    first = 0
+    for frames, last in zip(shapes.stage_frames, (*config.merge_layers, geometry.layers - 1)):
+        if first <= last:
+            stages.append(StageFlops((first, last), frames, batch * frames * per_frame))
+        first = last + 1
+    merging = 0
+    for k, (entering, left) in enumerate(zip(shapes.stage_frames, shapes.stage_frames[1:])):
+        merging += 2 * entering**2 * s * d + 2 * left * entering * s * d  # C, then W applied
+        merging += _reached(entering + 1, entering) + _reached(entering, entering)  # segments, walk
+        merging += 2 * left * entering * config.frames if k else 0  # the product of the W's
+    b = shapes.final_frames
+    if config.merge_layers:
+        merging += 2 * b * shapes.stage_frames[-2] * s + 2 * b**2 * s * d + _reached(b + 1, b)
+    # Pooling commutes with the second Linear, which then runs on the kept patches alone (tower.py).
+    late = bool(config.merge_layers) and config.pooling != "max" and not shapes.contextual
+    return TowerFlops(
+        tuple(stages),
+        embedding=batch * config.frames * 2 * s * d * 3 * geometry.patch_size**2,
+        merging=batch * merging,
+        projector=batch * b * 2 * out * (s * d + (shapes.keep if late else s) * out),
+    )
+
+
+def tower_cost(config: EarlyTomConfig, geometry: VisionGeometry, *, batch: int = 1, dtype: str = "fp32") -> TowerCost:
+    """FLOPs and memory of one call of `batch` videos, weights and activations in `dtype`."""
+    before, after = (_call_cost(c, geometry, batch, DTYPES[dtype].bytes) for c in (unpruned_config(config), config))
+    return TowerCost(before, after, weight_count(geometry) * DTYPES[dtype].bytes)
+
+
+def _call_cost(config: EarlyTomConfig, geometry: VisionGeometry, batch: int, size: int) -> CallCost:
+    shapes, width = derive_shapes(config, geometry, batch), geometry.projector_size
+    prefill = None
+    if width in QWEN2_SIZES:
+        layers, intermediate = QWEN2_SIZES[width]
+        prefill = batch * prefill_flops(shapes.tokens, width, intermediate, layers, config=config)
+    activations = _activation_bytes(config, geometry, shapes, size)
+    return CallCost(tower_flops(config, geometry, batch), activations, shapes.tokens, prefill)
 
 
 def prefill_flops(
@@ -85,37 +155,6 @@ def weight_count(geometry: VisionGeometry) -> int:
     layer = 4 * (d * d + d) + 2 * d * i + i + d + 4 * d
     embedding = 3 * geometry.patch_size**2 * d + d + geometry.patches * d
     return embedding + geometry.layers * layer + d * out + out + out * out + out + out
-
-
-def _side(config: EarlyTomConfig, geometry: VisionGeometry, batch: int) -> dict[str, Any]:
-    shapes = derive_shapes(config, geometry, batch)
-    s, d, out = shapes.patches, shapes.hidden_size, shapes.projector_size
-    per_frame = 2 * s * d * (4 * d + 2 * s + 2 * geometry.intermediate_size)
-    stages: list[dict[str, Any]] = []
-    first = 0
-    for frames, last in zip(shapes.stage_frames, (*config.merge_layers, geometry.layers - 1)):
-        if first <= last:
-            flops = batch * frames * per_frame
-            stages.append({
-                "layers": [first, last], "frames": frames, "flops_per_layer": flops, "flops": flops * (last - first + 1)
-            })  # fmt: skip
-        first = last + 1
-    merging = 0
-    for k, (entering, left) in enumerate(zip(shapes.stage_frames, shapes.stage_frames[1:])):
-        merging += 2 * entering**2 * s * d + 2 * left * entering * s * d  # C, then W applied
-        merging += _reached(entering + 1, entering) + _reached(entering, entering)  # segments, walk
-        merging += 2 * left * entering * config.frames if k else 0  # the product of the W's
-    b = shapes.final_frames
-    if config.merge_layers:
-        merging += 2 * b * shapes.stage_frames[-2] * s + 2 * b**2 * s * d + _reached(b + 1, b)
-    # Pooling commutes with the second Linear, which then runs on the kept patches alone (tower.py).
-    late = bool(config.merge_layers) and config.pooling != "max" and not shapes.contextual
-    parts = {
-        "embedding": batch * config.frames * 2 * s * d * 3 * geometry.patch_size**2,
-        "merging": batch * merging,
-        "projector": batch * b * 2 * out * (s * d + (shapes.keep if late else s) * out),
-    }
-    return {"stages": stages, **parts, "total": sum(stage["flops"] for stage in stages) + sum(parts.values())}
 
 
 def _reached(nodes: int, steps: int) -> int:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from .config import EarlyTomConfig, InnerMerging
+from .config import EarlyTomConfig, InnerMerging, published_inner
 from .errors import ConfigError
 
 RATIOS = (0.10, 0.15, 0.20, 0.25)
@@ -33,13 +33,14 @@ def preset(
     *,
     model: str = "llava-onevision",
     depth: int | None = None,
+    llm_layers: int | None = None,
     **changes: Any,
 ) -> EarlyTomConfig:
     """The published settings for `benchmark` at `retain`; another ratio takes those of the nearest published one.
 
     model: "llava-onevision" (32 frames) or "llava-video" (64 frames, average pooling, grid newlines). depth: layers the
-    tower uses; the published layer numbers are for 26 and are scaled to another depth. changes: settings to override.
-    Source: scripts/ov and scripts/llava-vid of the released code.
+    tower uses; the published layer numbers are for 26 and are scaled to another depth. llm_layers: of the LLM, see
+    `published_inner`. changes: settings to override. Source: scripts/ov and scripts/llava-vid of the released code.
     """
     if benchmark not in PRESETS:
         raise ConfigError(f"there is no preset {benchmark!r}, the published ones are {', '.join(PRESETS)}")
@@ -49,7 +50,7 @@ def preset(
         raise ConfigError(f"retain is {retain!r}, it must be a number above 0 and at most 1, for example 0.2")
     index = min(range(len(RATIOS)), key=lambda i: abs(RATIOS[i] - retain))
     tau, layers = PRESETS[benchmark][index]
-    settings: dict[str, Any] = {"retain": retain, "inner": InnerMerging(layer=18, ratio=0.5)}
+    settings: dict[str, Any] = {"retain": retain, "inner": published_inner(llm_layers)}
     if model == "llava-video":
         tau, layers = LLAVA_VIDEO_PRESETS.get((benchmark, RATIOS[index]), (tau, layers))
         settings |= {"frames": 64, "pooling": "average", "newline": "grid"}

@@ -1,4 +1,4 @@
-"""Two products with nearly one Python API, TensorRT and TensorRT for RTX: the table of what differs.
+"""The engines: one table of what runs a bundle, and of what differs between TensorRT and TensorRT for RTX.
 
 Nothing is imported here but the standard library, so that a build runs in a process without torch.
 """
@@ -8,29 +8,42 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import re
+import shlex
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from earlytom.errors import EngineError
 
 from .cards import CARDS, sort_targets
 
+COMPATIBILITY = ("none", "ampere+", "same-cc")  # levels that a TensorRT engine can be built with
+
 
 @dataclass(frozen=True)
-class Product:
-    """One of the two. minimum: version that is relied on; attention_since: knows ONNX's Attention operator.
-
-    targets: compute capabilities that it builds for without a card, none when it builds on the card that it builds for;
-    timing_cache, hardware_compatibility, version_compatible, strip_weights: what it can, see BuildOptions.
-    """
+class Engine:
+    """What runs a bundle. module: the package it needs, and `install` what gets it; needs_weights: it computes from the
+    checkpoint, not from a file. Which file of ours runs it: opening.py."""
 
     name: str
     title: str
     module: str
-    suffix: str  # of engine files
     install: str
-    minimum: tuple[int, int]
-    attention_since: tuple[int, int]
+    needs_weights: bool = False
+
+
+@dataclass(frozen=True)
+class Product(Engine):
+    """One of the two that build engine files, which have an API in Python that is nearly the same.
+
+    suffix: of these files; minimum: version that is relied on; attention_since: knows ONNX's Attention operator;
+    targets: compute capabilities that it builds for without a card, none when it builds on the card that it builds for;
+    timing_cache, hardware_compatibility, version_compatible, strip_weights: what it can, see BuildOptions.
+    """
+
+    suffix: str = ""
+    minimum: tuple[int, int] = (0, 0)
+    attention_since: tuple[int, int] = (0, 0)
     targets: tuple[str, ...] = ()
     timing_cache: bool = False
     hardware_compatibility: bool = False
@@ -42,18 +55,32 @@ class Product:
         return bool(self.targets)
 
 
-PRODUCTS = {
-    product.name: product
-    for product in (
+# In the order of preference, of opening a bundle as well as of what an export builds by itself.
+ENGINES: dict[str, Engine] = {
+    engine.name: engine
+    for engine in (
+        Product(
+            "tensorrt", "TensorRT", "tensorrt", "pip install tensorrt",
+            suffix="trt", minimum=(10, 10), attention_since=(10, 14),
+            timing_cache=True, hardware_compatibility=True, version_compatible=True, strip_weights=True,
+        ),
         # Its enumeration has SM75 too, but it does not compile float32 matrix products for Turing, and ours compare
         # frames in float32. Timing caches are no-ops, compatibility levels unsupported; version-compatible engines need
         # a library that its wheel lacks, stripped ones a GPU (all tried with 1.7.1).
-        Product("tensorrt-rtx", "TensorRT for RTX", "tensorrt_rtx", "rtx", "pip install tensorrt-rtx", (1, 7), (1, 7),
-                targets=("sm80", "sm86", "sm89", "sm120", "sm121")),
-        Product("tensorrt", "TensorRT", "tensorrt", "trt", "pip install tensorrt", (10, 10), (10, 14),
-                timing_cache=True, hardware_compatibility=True, version_compatible=True, strip_weights=True),
+        Product(
+            "tensorrt-rtx", "TensorRT for RTX", "tensorrt_rtx", "pip install tensorrt-rtx",
+            suffix="rtx", minimum=(1, 7), attention_since=(1, 7), targets=("sm80", "sm86", "sm89", "sm120", "sm121"),
+        ),
+        Engine("onnxruntime", "ONNX Runtime", "onnxruntime", "pip install onnxruntime"),
+        Engine("torch", "PyTorch", "torch", "pip install torch", needs_weights=True),
     )
 }  # fmt: skip
+PRODUCTS = {name: engine for name, engine in ENGINES.items() if isinstance(engine, Product)}
+
+
+def build_command(bundle: Path, engine: str, *options: str) -> str:
+    """The command that adds an engine to a bundle, for messages that say so."""
+    return shlex.join(["earlytom-build", str(bundle), "--engine", engine, *options])
 
 
 def product_of(name: str) -> Product:

@@ -95,7 +95,9 @@ class Job:
             "tokens": {"before": self._tokens_before, "after": shapes.tokens, "patches_per_frame": shapes.keep},
             "inputs": {name: [dtype, list(shape)] for name, (dtype, shape) in shapes.inputs.items()},
             "outputs": {n: [dtype, list(shape)] for n, (dtype, shape) in shapes.outputs(DTYPES[self.dtype]).items()},
-            "cost": tower_cost(self.config, self.identity.geometry, batch=self.batch, dtype=self.dtype),
+            "cost": tower_cost(
+                self.config, self.identity.geometry, batch=self.batch, dtype=self.dtype
+            ).to_dict(),
             "writes": self._writes(),
         }
 
@@ -156,7 +158,7 @@ def tools() -> dict[str, str]:
 
 def plan_job(arguments: argparse.Namespace) -> Job:
     """Read the checkpoint's headers and settle every setting. Raises EarlyTomError on whatever cannot be done."""
-    from .engines import build_options, choose_engines
+    from .build import build_options, choose_engines
 
     if arguments.checkpoint == "demo" and not arguments.quiet:
         from .cli import REAL_CHECKPOINT
@@ -206,7 +208,7 @@ def run_job(job: Job) -> dict[str, Any]:
 
     from earlytom.tower import StaticTower
 
-    from .engines import build_engines
+    from .build import build_engines
     from .onnx.check import check_graph
     from .onnx.exporter import ATTENTION_OPSET, export_tower
     from .report import render_report

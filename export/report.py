@@ -94,21 +94,22 @@ def _shapes(manifest: Manifest) -> str:
 
 def _cost(manifest: Manifest) -> str:
     cost = tower_cost(manifest.config, manifest.geometry, batch=manifest.batch, dtype=manifest.dtype)
-    rows = [("tower, TFLOP", cost["flops_before"] / 1e12, cost["flops_after"] / 1e12, ".4g")]
-    if "prefill_flops_after" in cost:
+    before, after = cost.before, cost.after
+    rows = [("tower, TFLOP", before.flops.total / 1e12, after.flops.total / 1e12, ".4g")]
+    if before.prefill_flops and after.prefill_flops:
         name = "LLM prefill of the visual tokens, TFLOP (the paper's count)"
-        rows.append((name, cost["prefill_flops_before"] / 1e12, cost["prefill_flops_after"] / 1e12, ".4g"))
-    rows.append(("visual tokens", cost["tokens_before"], cost["tokens_after"], "d"))
-    widest = (cost["activation_bytes_before"] / 1e6, cost["activation_bytes_after"] / 1e6)
+        rows.append((name, before.prefill_flops / 1e12, after.prefill_flops / 1e12, ".4g"))
+    rows.append(("visual tokens", before.tokens, after.tokens, "d"))
+    widest = (before.activation_bytes / 1e6, after.activation_bytes / 1e6)
     rows.append(("widest activations, MB (estimate, with the one attention matrix that is needed)", *widest, ".0f"))
     lines = [(name, format(a, spec), format(b, spec), f"{b / a:.0%}") for name, a, b, spec in rows]
     stages = [
-        ("–".join(str(i) for i in sorted(set(s["layers"]))), str(s["frames"]), f"{s['flops'] / 1e12:.4g}")
-        for s in cost["stages"]
+        ("–".join(str(i) for i in sorted(set(s.layers))), str(s.frames), f"{s.flops / 1e12:.4g}")
+        for s in after.flops.stages
     ]
     return "\n\n".join([
         "## Cost of one call",
-        f"Weights: {cost['weight_bytes'] / 1e6:.1f} MB. Matrix products only; a multiply-add counts as two FLOPs, in "
+        f"Weights: {cost.weight_bytes / 1e6:.1f} MB. Matrix products only; a multiply-add counts as two FLOPs, in "
         "the LLM's prefill as one, as in the paper.",
         _table(("", "before", "after", "share"), lines),
         _table(("encoder layers", "frames", "TFLOP"), stages),

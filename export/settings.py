@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 
 from earlytom.checkpoint import CheckpointIdentity
-from earlytom.config import EarlyTomConfig, InnerMerging
+from earlytom.config import EarlyTomConfig, InnerMerging, published_inner
 from earlytom.errors import ConfigError
 from earlytom.presets import environment_settings, preset
 
@@ -44,11 +44,12 @@ def resolve(
 def _inner(
     arguments: argparse.Namespace, identity: CheckpointIdentity, from_environment: InnerMerging | None
 ) -> InnerMerging | None:
-    """What to merge inside the LLM: typed, or from the environment, or the published layer 18 at .5 where it fits."""
-    if arguments.inner_layer == 0:
-        return None
+    """What to merge inside the LLM: typed, or from the environment, or as published for an LLM of this depth."""
     layers = identity.language_layers
-    published = from_environment or InnerMerging(layer=18 if layers > 18 else max(1, 18 * layers // 28), ratio=0.5)
+    published = from_environment or published_inner(layers)
+    if arguments.inner_layer == 0 or (published is None and arguments.inner_layer is None):
+        return None
+    published = published or InnerMerging(arguments.inner_layer)
     layer = published.layer if arguments.inner_layer is None else arguments.inner_layer
     ratio = published.ratio if arguments.inner_ratio is None else arguments.inner_ratio
     if layer >= layers:

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+from tests.fake_tensorrt import NOT_REFITTABLE, NULL_POINTER
+
 RECORDS: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "tensorrt_signatures.json").read_text())
 CLASSES = ("Builder", "IBuilderConfig", "INetworkDefinition", "ILayer", "ITensor", "OnnxParser", "ParserError",
            "IProgressMonitor", "ITimingCache", "Refitter", "OnnxParserRefitter", "Runtime", "EngineInspector",
@@ -128,7 +130,7 @@ def fake_tensorrt(version: str, *, gpu: bool = True) -> ModuleType:
             monitor.phase_finish("Building engine")
             if config.cache is not None:
                 config.cache.content += b"+measured"
-            return b"an engine"
+            return b"a stripped engine" if module.BuilderFlag.STRIP_PLAN in config.set_flags else b"an engine"
 
     @recorded
     class IBuilderConfig:
@@ -186,13 +188,16 @@ def fake_tensorrt(version: str, *, gpu: bool = True) -> ModuleType:
     @recorded
     class Refitter:
         def __init__(self, engine: Any, logger: Any) -> None:
+            if not engine.refittable:
+                logger.log(rtx.ILogger.ERROR, NOT_REFITTABLE)
+                raise TypeError(NULL_POINTER)
             self.engine = engine
 
         def get_missing_weights(self) -> list[str]:
             return list(state.missing)
 
         def refit_cuda_engine(self) -> bool:
-            return True
+            return not state.missing
 
     @recorded
     class OnnxParserRefitter:
@@ -214,6 +219,9 @@ def fake_tensorrt(version: str, *, gpu: bool = True) -> ModuleType:
 
     @recorded
     class ICudaEngine:
+        def __init__(self, refittable: bool) -> None:
+            self.refittable = refittable
+
         def create_engine_inspector(self) -> Any:
             return EngineInspector()
 
@@ -226,7 +234,9 @@ def fake_tensorrt(version: str, *, gpu: bool = True) -> ModuleType:
             super().__setattr__(name, value)
 
         def deserialize_cuda_engine(self, serialized_engine: bytes) -> Any:
-            return ICudaEngine() if serialized_engine == b"an engine" else None
+            if serialized_engine not in (b"an engine", b"a stripped engine"):
+                return None
+            return ICudaEngine(serialized_engine == b"a stripped engine")
 
     module.Runtime = Runtime
     fake: ModuleType = module

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import onnx
-import torch
 from onnx import TensorProto, helper
 
+from earlytom.dtypes import torch_dtype
 from earlytom.tower import StaticTower
 from earlytom.vision.geometry import VisionGeometry
-from engines.bundle.manifest import DTYPES, Manifest
-from export.onnx.exporter import export_tower
+from engines.bundle.manifest import Manifest
+from export.onnx.exporter import attention_form, export_tower
 from tests.cases import small_config, small_vision
 
 GEOMETRY = VisionGeometry(
@@ -32,7 +32,7 @@ class Exported(NamedTuple):
 def manifest_for(dtype: str, opset: int, **changes: Any) -> Manifest:
     return Manifest.derive(
         changes.pop("config", CONFIG), changes.pop("geometry", GEOMETRY), dtype=dtype, opset=opset, tools={},
-        attention="fused" if opset >= 23 else "primitives",
+        attention=attention_form(opset),
         checkpoint={"name": "random", "format": "none", "digest": "0"}, **changes,
     )  # fmt: skip
 
@@ -43,7 +43,7 @@ def exported(dtype: str, opset: int) -> Exported:
     folder = tempfile.TemporaryDirectory(prefix="earlytom-")
     _FOLDERS.append(folder)
     path = Path(folder.name) / "vision.onnx"
-    vision = small_vision(GEOMETRY).to(getattr(torch, DTYPES[dtype]))
+    vision = small_vision(GEOMETRY).to(torch_dtype(dtype))
     export_tower(StaticTower(vision, CONFIG), path, opset=opset)
     return Exported(path, manifest_for(dtype, opset))
 

@@ -18,12 +18,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from earlytom.config import EarlyTomConfig, InnerMerging
+from earlytom.config import ATTENTION_FORMS, EarlyTomConfig, InnerMerging
 from earlytom.errors import BundleError, ConfigError, ExportError
 from earlytom.parity import HopReport
 from earlytom.parity.results import STATES
 from earlytom.vision.geometry import VisionGeometry
-from engines.bundle import reader as module
+from engines.bundle import writer as module
 from engines.bundle.manifest import EngineRecord, FileRecord, Manifest, request_key
 from engines.bundle.reader import Bundle, find_same, read_bundle
 from engines.bundle.writer import BundleWriter, update_bundle
@@ -105,7 +105,8 @@ def manifests(draw: st.DrawFn) -> Manifest:
     names = draw(st.lists(file_names, max_size=3, unique=True))
     return Manifest.derive(
         config, GEOMETRY, dtype=draw(st.sampled_from(["fp32", "fp16", "bf16"])), batch=draw(st.integers(1, 3)),
-        opset=draw(st.integers(18, 23)), attention=draw(short), traced=tuple(draw(st.lists(short, max_size=3))),
+        opset=draw(st.integers(18, 23)), attention=draw(st.sampled_from(ATTENTION_FORMS)),
+        traced=tuple(draw(st.lists(short, max_size=3))),
         checkpoint=draw(objects) | {"name": draw(short), "format": draw(short), "digest": draw(short)},
         tools=draw(st.dictionaries(short, short, max_size=2)), parity=tuple(draw(st.lists(hops, max_size=2))),
         files={name: FileRecord(draw(short), draw(st.integers(0, 2**40))) for name in names},

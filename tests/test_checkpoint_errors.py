@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from earlytom.checkpoint import load
-from earlytom.demo import write_demo
+from earlytom.checkpoint.demo import write_demo
+from earlytom.checkpoint.keys import locate
 from earlytom.errors import CheckpointError, InputError
-from earlytom.keys import locate
 from tests.checkpoints import INDEX, TOWER, shard, write_json
 
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from earlytom.checkpoint import Model, load
-from earlytom.demo import write_demo
-from earlytom.demo_tokenizer import SPECIAL, WORDS
+from earlytom.checkpoint.demo import write_demo
+from earlytom.checkpoint.demo_tokenizer import SPECIAL, WORDS
 from earlytom.errors import CheckpointError
 from earlytom.language.prompt import embed_prompt
 from earlytom.language.qwen2 import check_layer, generate

@@ -126,6 +126,8 @@ def test_the_inspector_is_asked_as_its_bindings_want(
     monkeypatch.setattr("engines.tensorrt.inspect.import_product", lambda name: trt)
     engine, graph = tmp_path / "vision.sm80.trt.engine", tmp_path / "vision.onnx"
     engine.write_bytes(b"an engine")
+    assert inspect_file(engine, "tensorrt", manifest) == summary
+    engine.write_bytes(b"a stripped engine")
     assert inspect_file(engine, "tensorrt", manifest, graph) == summary
     assert trt.state.refitted == [str(graph)]
     trt.state.missing = ["vision.layers.0.fc1.weight"]

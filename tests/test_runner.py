@@ -259,7 +259,7 @@ def test_what_this_machine_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_importing_engines_is_lean() -> None:
     names = ("onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "polygraphy")
     program = (
-        "import json, sys, engines.runner, engines.onnxruntime, earlytom.bundle\n"
+        "import json, sys, engines.runner, engines.onnxruntime, engines.opening, engines.bundle.writer\n"
         f"print(json.dumps([name for name in {names!r} if name in sys.modules]))"
     )
     done = subprocess.run(

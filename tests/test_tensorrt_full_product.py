@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 
 from earlytom.errors import EngineError
+from engines.bundle.reader import Bundle
 from engines.cards import Card
 from engines.products import product_of
 from engines.tensorrt import build as tensorrt_build
 from engines.tensorrt import network as tensorrt_network
 from engines.tensorrt import worker as tensorrt_worker
 from engines.tensorrt.build import BuildOptions, build_engine, probe_build
+from export.engines import look_at
 from tests.fake_tensorrt_builder import RECORDS, fake_tensorrt, record
 from tests.tensorrt_graphs import exported
 
@@ -166,8 +168,25 @@ def test_the_attention_operator_needs_a_version_that_knows_it(trt: Any, tmp_path
         build(tmp_path, opset=23)
 
 
+@pytest.mark.parametrize("stripped", [False, True])
+def test_looking_at_an_engine_gives_weights_to_a_stripped_one_only(
+    trt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stripped: bool
+) -> None:
+    """As the export does after each build. TensorRT has no refitter for an engine that was not built for refitting."""
+    monkeypatch.setattr("engines.tensorrt.inspect.import_product", lambda name: trt)
+    trt.state.inspected = json.dumps({"Layers": []})
+    record = build(tmp_path, strip_weights=stripped)
+    bundle = Bundle(tmp_path, exported("fp16", 20)[1])
+    assert look_at(bundle, record).attention
+    assert trt.state.refitted == ([str(tmp_path / "vision.onnx")] if stripped else [])
+
+
 def test_refitting_says_what_does_not_fit(trt: Any) -> None:
-    engine, logger = trt.Runtime(None).deserialize_cuda_engine(b"an engine"), tensorrt_network.make_logger(trt)
+    logger = tensorrt_network.make_logger(trt)
+    engine = trt.Runtime(logger).deserialize_cuda_engine(b"an engine")
+    with pytest.raises(EngineError, match=r"no engine without weights: .*e\.isRefittable\(\)"):
+        tensorrt_network.refit(trt, engine, Path("vision.onnx"), logger)
+    engine = trt.Runtime(logger).deserialize_cuda_engine(b"a stripped engine")
     tensorrt_network.refit(trt, engine, Path("vision.onnx"), logger)
     assert trt.state.refitted == ["vision.onnx"]
     trt.state.missing = ["b", "a"]

@@ -20,17 +20,18 @@ pytestmark = pytest.mark.slow
 
 BUILD = """
 import hashlib, json, resource, sys, time
-from earlytom.bundle import Manifest
+from engines.bundle.manifest import Manifest
 from earlytom.config import EarlyTomConfig
-from earlytom.shapes import VisionGeometry
+from earlytom.vision.geometry import VisionGeometry
+from export.onnx.exporter import attention_form
 from pathlib import Path
-from engines.inspect import inspect_plan
-from engines.tensorrt_build import BuildOptions, build_engine
+from engines.tensorrt.inspect import inspect_plan
+from engines.tensorrt.build import BuildOptions, build_engine
 path, dtype, opset, video, targets = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4] == "video", sys.argv[5]
 settings = {"frames": 64, "pooling": "average", "newline": "grid"} if video else {}
 manifest = Manifest.derive(
     EarlyTomConfig(retain=0.2, **settings), VisionGeometry(), dtype=dtype, opset=opset, tools={},
-    attention="fused" if opset >= 23 else "primitives", checkpoint={"name": "random", "format": "none", "digest": "0"})
+    attention=attention_form(opset), checkpoint={"name": "random", "format": "none", "digest": "0"})
 folder, start = path.rpartition("/")[0], time.time()
 options = BuildOptions(targets=tuple(filter(None, targets.split(","))))
 record = build_engine(path, manifest, folder, options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import importlib.util
 import sys
 from types import ModuleType, SimpleNamespace
@@ -11,14 +12,18 @@ from typing import Any
 import pytest
 
 from earlytom.errors import EngineError
-from engines import products as products
-from engines.bundle.manifest import PRODUCTS as NAMES
+from engines import cards, products
 from engines.cards import CARDS, Card, current_card
-from engines.products import PRODUCTS, import_product, parse_targets
+from engines.opening import HOMES
+from engines.products import ENGINES, PRODUCTS, import_product, parse_targets
 
 
-def test_the_products_are_those_of_the_manifest() -> None:
-    assert set(PRODUCTS) == set(NAMES)
+def test_the_table_of_engines_names_what_is_there() -> None:
+    assert list(ENGINES)[-1] == "torch" and [name for name, e in ENGINES.items() if e.needs_weights] == ["torch"]
+    assert set(HOMES) == set(ENGINES)
+    for module in HOMES.values():
+        home = importlib.import_module(module)
+        assert callable(home.probe) and callable(home.open_bundle)
     assert all(target in set(CARDS.values()) for product in PRODUCTS.values() for target in product.targets)
 
 
@@ -75,7 +80,7 @@ def test_a_missing_product_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -
     install(monkeypatch, "tensorrt_rtx", None)
     with pytest.raises(EngineError, match=r"^TensorRT for RTX is not installed: pip install tensorrt-rtx$"):
         import_product("tensorrt-rtx")
-    with pytest.raises(EngineError, match="no TensorRT product 'cuda', it must be one of tensorrt-rtx, tensorrt"):
+    with pytest.raises(EngineError, match="no TensorRT product 'cuda', it must be one of tensorrt, tensorrt-rtx"):
         import_product("cuda")
 
 
@@ -134,13 +139,13 @@ class FakeDriver:
 
 
 def test_the_card_in_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_driver_library", FakeDriver)
-    monkeypatch.setattr(products, "_driver_release", lambda: "580.95.05")
+    monkeypatch.setattr(cards, "_driver_library", FakeDriver)
+    monkeypatch.setattr(cards, "_driver_release", lambda: "580.95.05")
     assert current_card() == Card("NVIDIA A100-SXM4-80GB", "sm80", "580.95.05", "13.1")
     assert current_card(1) is None
 
     def missing() -> None:
         raise OSError("libcuda.so.1: cannot open shared object file")
 
-    monkeypatch.setattr(products, "_driver_library", missing)
+    monkeypatch.setattr(cards, "_driver_library", missing)
     assert current_card() is None

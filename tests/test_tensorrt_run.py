@@ -20,7 +20,7 @@ from earlytom.errors import BundleError, EngineError, InputError
 from earlytom.presets import preset
 from earlytom.vision.geometry import VisionGeometry
 from engines.bundle.manifest import EngineRecord, Manifest
-from engines.bundle.reader import Bundle, read_bundle
+from engines.bundle.reader import Bundle, digest_file, read_bundle
 from engines.bundle.writer import BundleWriter
 from engines.cards import Card, show_targets
 from engines.runner import OpenOptions
@@ -154,7 +154,7 @@ def test_a_bundle_without_such_an_engine(tmp_path: Path, machine: Callable[..., 
     machine()
     bundle = make_bundle(tmp_path / "b", full())
     text = sentence(lambda: open_bundle("tensorrt-rtx", bundle, OpenOptions()))
-    assert "holds no tensorrt-rtx engine; earlytom-export --engine tensorrt-rtx makes one" in text
+    assert f"holds no tensorrt-rtx engine; earlytom-build {bundle.path} --engine tensorrt-rtx adds one" in text
 
 
 def test_nothing_is_deserialised_that_does_not_fit(tmp_path: Path, machine: Callable[..., None]) -> None:
@@ -217,7 +217,9 @@ def test_host_code_runs_only_where_the_manifest_says_so(tmp_path: Path, machine:
 
 def test_stripped_engines_get_their_weights_back(tmp_path: Path, machine: Callable[..., None]) -> None:
     machine(product="tensorrt", version=FULL)
-    bundle = make_bundle(tmp_path / "b", full(settings={"strip_weights": True}))
+    manifest = make_manifest()
+    content = fake.plan(manifest.inputs, manifest.outputs, stripped=True)
+    bundle = make_bundle(tmp_path / "b", full(settings={"strip_weights": True}), content=content)
     open_bundle("tensorrt", bundle, OpenOptions()).close()
     assert fake.state.refitted == [str(bundle.path / "vision.onnx")]
     (bundle.path / "vision.onnx").write_bytes(b"GRAPH")
@@ -449,6 +451,24 @@ def test_kernels_are_kept_and_read_back(tmp_path: Path, machine: Callable[..., N
         (writer.path / "vision.onnx").write_bytes(b"graph")
         writer.commit(make_manifest())
     assert not path.exists()
+
+
+def test_what_verifying_compiles_is_not_part_of_the_bundle(tmp_path: Path, machine: Callable[..., None]) -> None:
+    machine()
+    manifest = make_manifest(engines=(make_engine(),))
+    with BundleWriter(tmp_path / "b") as writer:
+        (writer.path / "vision.onnx").write_bytes(b"graph")
+        (writer.path / FILE).write_bytes(fake.plan(manifest.inputs, manifest.outputs))
+        files = {FILE: digest_file(writer.path / FILE)}
+        unfinished = Bundle(writer.path, make_manifest(engines=manifest.engines, files=files))
+        open_bundle("tensorrt-rtx", unfinished, OpenOptions()).close()
+        assert cache_path(writer.path / FILE, RTX, A100).exists()
+        bundle = writer.commit(manifest)
+    assert set(bundle.manifest.files) == {"vision.onnx", FILE}
+    assert {entry.name for entry in bundle.path.iterdir()} == {"vision.onnx", FILE, "manifest.json"}
+    open_bundle("tensorrt-rtx", bundle, OpenOptions()).close()
+    cache_path(bundle.path / FILE, RTX, A100).write_bytes(b"of another driver")
+    read_bundle(bundle.path)
 
 
 @pytest.mark.parametrize("damage", [b"", b"garbage", None, "flip"])

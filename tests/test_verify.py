@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from earlytom.config import EarlyTomConfig, InnerMerging
 from earlytom.errors import BundleError, CheckpointError, EngineError, InputError
-from earlytom.flops import prefill_flops, tower_cost, tower_flops, weight_count
+from earlytom.flops import prefill_flops, tower_cost, tower_flops, unpruned_config, weight_count
 from earlytom.presets import preset
 from earlytom.tower import StaticTower
 from earlytom.vision.geometry import VisionGeometry
@@ -248,11 +248,11 @@ def test_flops_are_those_that_pytorch_counts(changes, form):
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         tower(small_clip(12, videos=2))
     counted = tower_flops(config, vision.geometry, batch=2)
-    assert counted["pruned"]["total"] == counter.get_total_flops()
+    assert counted.total == counter.get_total_flops()
     assert sum(p.numel() for p in vision.parameters()) == weight_count(vision.geometry)
     if not config.merge_layers:
-        assert counted["share"] == 1
-    assert sum(s["layers"][1] - s["layers"][0] + 1 for s in counted["pruned"]["stages"]) == vision.geometry.layers
+        assert counted == tower_flops(unpruned_config(config), vision.geometry, batch=2)
+    assert sum(s.layers[1] - s.layers[0] + 1 for s in counted.stages) == vision.geometry.layers
 
 
 def test_prefill_is_the_papers_formula():
@@ -267,10 +267,10 @@ def test_prefill_is_the_papers_formula():
 def test_cost_of_the_published_settings():
     """LLaVA-OneVision-7B at .1: less than half the work, as published (61 % fewer FLOPs over tower and LLM)."""
     cost = tower_cost(preset(retain=0.1), VisionGeometry(), dtype="fp16")
-    before, after = (cost[f"flops_{when}"] + 2 * cost[f"prefill_flops_{when}"] for when in ("before", "after"))
+    before, after = (side.flops.total + 2 * side.prefill_flops for side in (cost.before, cost.after))
     assert after / before < 0.5
-    assert cost["weight_bytes"] == pytest.approx(830e6, rel=0.01)
-    json.dumps(cost)
+    assert cost.weight_bytes == pytest.approx(830e6, rel=0.01)
+    json.dumps(cost.to_dict())
 
 
 def test_weights_are_read_from_where_the_manifest_says(monkeypatch):

@@ -11,18 +11,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
-from earlytom.config import EarlyTomConfig
+from earlytom.config import ATTENTION_FORMS, EarlyTomConfig
+from earlytom.dtypes import check_dtype
 from earlytom.errors import BundleError, ConfigError, InputError
 from earlytom.parity.results import HopReport
 from earlytom.shapes import StaticShapes, derive_shapes
 from earlytom.vision.geometry import VisionGeometry
 
+from ..products import COMPATIBILITY, PRODUCTS
+
 MANIFEST = "manifest.json"
 MODEL = "vision.onnx"
 VERSION = 1  # of the manifest that this program writes, and the newest that it reads
-DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-PRODUCTS = ("tensorrt-rtx", "tensorrt")
-COMPATIBILITY = ("none", "ampere+", "same-cc")
 DIGEST_KEY = "manifest_sha256"
 
 
@@ -127,6 +127,8 @@ class Manifest:
         missing = [name for name in ("name", "format", "digest") if not isinstance(self.checkpoint.get(name), str)]
         if missing:
             raise BundleError(f"the checkpoint's identity lacks {', '.join(missing)}")
+        if self.attention not in ATTENTION_FORMS:
+            raise BundleError(f"attention is {self.attention!r}, it must be one of {', '.join(ATTENTION_FORMS)}")
         expected = _derived(self.config, self.geometry, self.dtype, self.batch)
         for name, derived in zip(("inputs", "outputs", "counts"), expected):
             if getattr(self, name) != derived:
@@ -172,15 +174,14 @@ class Manifest:
 def _derived(
     config: EarlyTomConfig, geometry: VisionGeometry, dtype: str, batch: int
 ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...], TokenCounts]:
-    if dtype not in DTYPES:
-        raise BundleError(f"dtype is {dtype!r}, it must be one of {', '.join(DTYPES)}")
     try:
+        kind = check_dtype(dtype).torch
         shapes = derive_shapes(config, geometry, batch)
     except ConfigError as error:
         raise BundleError(f"the manifest's configuration cannot be: {error}") from None
     inputs, outputs = (
-        tuple(TensorSpec(name, kind, shape) for name, (kind, shape) in tensors.items())
-        for tensors in (shapes.inputs, shapes.outputs(DTYPES[dtype]))
+        tuple(TensorSpec(name, of, shape) for name, (of, shape) in tensors.items())
+        for tensors in (shapes.inputs, shapes.outputs(kind))
     )
     return inputs, outputs, TokenCounts.of(shapes)
 

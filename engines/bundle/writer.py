@@ -58,9 +58,16 @@ class BundleWriter:
         return self
 
     def commit(self, manifest: Manifest) -> Bundle:
-        """Hash what lies in `path`, add it to `manifest`, write that, and move the directory to its place."""
+        """Hash what lies in `path`, add it to `manifest`, write that, and move the directory to its place.
+
+        What running an engine left there (kernels compiled on this card, *.cache) is removed first: later loads rewrite
+        it, and the same export is to give the same bundle on every machine.
+        """
         files = {}
         for entry in sorted(self.path.iterdir()):
+            if entry.suffix == ".cache":
+                entry.unlink()
+                continue
             if entry.is_symlink() or not entry.is_file():
                 raise BundleError(f"{entry} is not a plain file: a bundle holds nothing else")
             files[entry.name] = digest_file(entry)

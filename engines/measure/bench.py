@@ -14,7 +14,8 @@ from earlytom.flops import tower_flops
 from earlytom.video.clips import synthetic_clip
 
 from ..bundle.reader import Bundle
-from ..opening import ENGINES, open_runner
+from ..opening import open_runner
+from ..products import ENGINES
 from .machine import clocks, describe_machine
 from .timing import compare_times
 
@@ -62,8 +63,8 @@ def bench_bundle(
             raise EngineError(f"no engine of {bundle.path} runs here: {'; '.join(not_run.values())}")
         before = clocks()
         times = compare_times(calls, runs=runs, device="cuda" if on_card else "cpu")
-        first, flops = next(iter(calls)), tower_flops(manifest.config, manifest.geometry, manifest.batch)
-        done = flops["pruned"]["total"]
+        first = next(iter(calls))
+        done = tower_flops(manifest.config, manifest.geometry, manifest.batch).total
         return {
             "bundle": str(bundle.path), "dtype": manifest.dtype, "times": times.to_dict(),
             "speedup": {name: round(times.ratio(first, name), 3) for name in calls},

@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from earlytom.dtypes import DTYPES
 from earlytom.errors import ConfigError, EngineError
 
-from ..bundle.manifest import COMPATIBILITY, DTYPES, EngineRecord, Manifest
+from ..bundle.manifest import EngineRecord, Manifest
 from ..cards import current_card, sort_targets
-from ..products import check_target, import_product, product_of
+from ..products import COMPATIBILITY, check_target, import_product, product_of
 from .worker import no_card
 
 MIB = 1 << 20
@@ -148,7 +149,7 @@ def build_engine(
         "options": options.to_dict(),
         "onnx": os.path.abspath(onnx_path),
         "destination": os.path.abspath(temporary),
-        "dtype": DTYPES[manifest.dtype],
+        "dtype": DTYPES[manifest.dtype].torch,
         "attention": manifest.attention == "fused",
         "inputs": [dataclasses.astuple(spec) for spec in manifest.inputs],
         "outputs": [dataclasses.astuple(spec) for spec in manifest.outputs],

@@ -1,8 +1,9 @@
 """Kernels that TensorRT for RTX compiled on this card, kept beside the bundle so that the next load need not.
 
 One file for each engine, version and model of card, `vision.sm80.rtx.engine.1.7.1.116.nvidia-a100.sm80.cache`; a bundle
-tolerates such files and never lists them. It is read back only if it is whole and was made from this very engine, and
-then the library judges it once more. It saves time and nothing else: whatever goes wrong with it is passed over.
+tolerates such files and never lists them: what verifying leaves in one that is being written goes with its commit. A
+file is read back only if it is whole and was made from this very engine, and then the library judges it once more. It
+saves time and nothing else: whatever goes wrong with it is passed over.
 """
 
 from __future__ import annotations

@@ -9,18 +9,14 @@ documentation of TensorRT 11.4 and TensorRT-RTX 1.7.
 from __future__ import annotations
 
 import re
-import shlex
-from dataclasses import asdict
 from typing import Any
 
-from earlytom.config import EarlyTomConfig
 from earlytom.errors import EngineError
-from earlytom.presets import preset
 
-from ..bundle.manifest import EngineRecord, Manifest
+from ..bundle.manifest import EngineRecord
 from ..bundle.reader import Bundle
 from ..cards import Card, show_targets, sort_targets
-from ..products import product_of
+from ..products import build_command, product_of
 
 # Majors across which an engine built as version-compatible still runs: an older engine on a newer library.
 ACROSS_MAJORS = {(10, 11)}
@@ -33,7 +29,6 @@ OBJECTIONS = {
     "MALFORMED_ENGINE": "it is not an engine",
     "CUDA_ERROR": "CUDA does not work here",
 }
-_OPTIONS = ("frames", "merge_layers", "tau", "max_window", "ema", "contextual")
 
 
 def choose_record(bundle: Bundle, name: str, card: Card | None, version: str | None) -> EngineRecord:
@@ -44,7 +39,8 @@ def choose_record(bundle: Bundle, name: str, card: Card | None, version: str | N
     records = [record for record in bundle.manifest.engines if record.product == name]
     title = product_of(name).title
     if not records:
-        raise EngineError(f"the bundle {bundle.path} holds no {name} engine; earlytom-export --engine {name} makes one")
+        command = build_command(bundle.path, name)
+        raise EngineError(f"the bundle {bundle.path} holds no {name} engine; {command} adds one")
     if card is None or version is None:
         targets = sort_targets(target for record in records for target in record.targets)
         engines = "engine is" if len(records) == 1 else "engines are"
@@ -107,59 +103,27 @@ def library_objection(trt: Any, runtime: Any, data: bytes) -> str | None:
 
 
 def rebuild_command(bundle: Bundle, name: str, target: str) -> str:
-    """The `earlytom-export` that writes this bundle again, with an engine for `target` as well where one can be had.
+    """The `earlytom-build` that adds an engine for `target` to the bundle, built as its engines of this product are.
 
-    A product that does not build for the card gives way to the other one, which builds on it. Options that say what is
-    the default anyway are left out.
+    One for this card that another version built is replaced, whatever other cards it is for. A product that does not
+    build for the card gives way to the other one, which builds on it.
     """
-    manifest, product = bundle.manifest, product_of(name)
-    records = [record for record in manifest.engines if record.product == name]
+    product = product_of(name)
+    records = [record for record in bundle.manifest.engines if record.product == name]
     if product.ahead_of_time and target not in product.targets:
         product, records = product_of("tensorrt"), []
     targets = {target}
-    if product.ahead_of_time:
-        targets |= {t for record in records for t in record.targets if t in product.targets}
-    words = ["earlytom-export", "--checkpoint", manifest.checkpoint["name"], *_settings(manifest)]
-    words += ["--engine", product.name, "--for", ",".join(sort_targets(targets))]
-    for record in records[:1]:
+    words: list[str] = []
+    for record in sorted(records, key=lambda record: target not in record.targets)[:1]:
+        if product.ahead_of_time and target in record.targets:
+            targets |= {t for t in record.targets if t in product.targets}
         if record.compatibility != "none":
             words += ["--hardware-compatibility", record.compatibility]
         words += ["--version-compatible"] * record.version_compatible
         words += ["--strip-weights"] * bool(record.settings.get("strip_weights"))
         if record.settings.get("optimization_level") is not None:
             words += ["--optimization-level", str(record.settings["optimization_level"])]
-    return shlex.join([*words, "--force", "--output", str(bundle.path)])
-
-
-def _settings(manifest: Manifest) -> list[str]:
-    """Options of `earlytom-export` that lead to the manifest's configuration, dtype, batch and opset."""
-    config = manifest.config
-    model = "llava-video" if config.newline == "grid" else "llava-onevision"
-    own: dict[str, Any] = {"pooling": config.pooling, "newline": config.newline, "inner": config.inner}
-
-    def default(**changes: Any) -> EarlyTomConfig:
-        return preset("videomme", config.retain, model=model, depth=manifest.geometry.layers, **(own | changes))
-
-    base = default()
-    changes = {name: getattr(config, name) for name in _OPTIONS if getattr(config, name) != getattr(base, name)}
-    if config.frame_budgets != default(**changes).frame_budgets:
-        changes["frame_budgets"] = config.frame_budgets
-    words = ["--retain", f"{config.retain!r}"]
-    for option, value in changes.items():
-        shown = ",".join(map(str, value)) if isinstance(value, tuple) else f"{value!r}"
-        words += [f"--{option.replace('_', '-')}", shown]
-    if config.pooling != "bilinear":
-        words += ["--pooling", config.pooling]
-    if config.inner is None:
-        words += ["--inner-layer", "0"]
-    else:
-        inner = asdict(config.inner)
-        words += [word for key in ("layer", "ratio", "method") for word in (f"--inner-{key}", str(inner[key]))]
-    if manifest.dtype != "fp32":
-        words += ["--dtype", manifest.dtype]
-    if manifest.batch != 1:
-        words += ["--batch", str(manifest.batch)]
-    return [*words, "--opset", str(manifest.opset)]
+    return build_command(bundle.path, product.name, "--for", ",".join(sort_targets(targets)), *words)
 
 
 def _preference(record: EngineRecord, card: Card) -> tuple[Any, ...]:

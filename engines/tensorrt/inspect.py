@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from earlytom.dtypes import DTYPES
 from earlytom.errors import EngineError
 
-from ..bundle.manifest import DTYPES, Manifest
+from ..bundle.manifest import Manifest
 from ..products import import_product
 from .network import make_logger, refit
 
@@ -26,8 +27,8 @@ _FUSED = re.compile(r"mha|fmha|flash_?att|sdpa", re.IGNORECASE)  # in names of k
 _NODE = re.compile(r"vision[._][\w.]+/\w+")
 _ATTENTION = re.compile(r"vision[._]layers[._](\d+)[._]attention/(MatMul|Softmax|Attention)")
 _PRODUCT = re.compile(r"/(MatMul|Gemm|Conv|Attention)(_\d+)?(_myl\d+_\d+)?$")
-_TYPES = (("bfloat16", r"bfloat16|bf16"), ("float16", r"half|fp16|float16"), ("float32", r"float|fp32"),
-          ("int8", r"int8"))  # fmt: skip
+# Ours -> what it may be called there, bfloat16 before float16 before float.
+_TYPES = (*((d.torch, f"{d.torch}|{d.name}|{d.tensorrt.lower()}") for d in reversed(DTYPES.values())), ("int8", "int8"))
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ def inspect_plan(path: Path, manifest: Manifest) -> EngineSummary:
     documented (seen in 1.7.1), so the attention kernels are counted and nothing more is concluded; `kernels` is 0 and
     a warning says so where the list is not found.
     """
-    attention, dtype = expected_attention(manifest), DTYPES[manifest.dtype]
+    attention, dtype = expected_attention(manifest), DTYPES[manifest.dtype].torch
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
         names = [match[1].decode() for match in re.finditer(rb"function=\{ name=(\w+) fqn=", plan)]
     if not names:
@@ -181,13 +182,14 @@ def inspect_plan(path: Path, manifest: Manifest) -> EngineSummary:
 def inspect_engine(trt: Any, engine: Any, manifest: Manifest) -> EngineSummary:
     """The summary of a deserialised engine. trt: the product's module. Needs the card that the engine is on."""
     text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-    return summarise(text, expected_attention(manifest), DTYPES[manifest.dtype])
+    return summarise(text, expected_attention(manifest), DTYPES[manifest.dtype].torch)
 
 
 def inspect_file(path: Path, product: str, manifest: Manifest, onnx_path: Path | None = None) -> EngineSummary:
     """The summary of an engine that was just built on this machine's card; one of unknown origin must not be given.
 
-    onnx_path: the graph, for an engine built with strip_weights. Raises EngineError when it cannot be loaded.
+    onnx_path: the graph, for an engine built with strip_weights and for no other. Raises EngineError when it cannot be
+    loaded.
     """
     trt = import_product(product)
     logger = make_logger(trt)
@@ -195,7 +197,7 @@ def inspect_file(path: Path, product: str, manifest: Manifest, onnx_path: Path |
     runtime.engine_host_code_allowed = True  # a version-compatible engine brings its runtime; we built it
     engine = runtime.deserialize_cuda_engine(Path(path).read_bytes())
     if engine is None:
-        raise EngineError(f"the engine {path} cannot be loaded: {(logger.errors or ['no reason given'])[-1]}")
+        raise EngineError(f"the engine {path} cannot be loaded: {logger.last_words()}")
     if onnx_path is not None:
         refit(trt, engine, onnx_path, logger)
     return inspect_engine(trt, engine, manifest)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from earlytom.dtypes import DTYPES
 from earlytom.errors import EngineError
 
 # What the parser writes where it gives no reason, and what is meant.
@@ -21,13 +22,15 @@ _PRODUCTS = ("MATRIX_MULTIPLY", "CONVOLUTION", "DECONVOLUTION", "EINSUM", "ATTEN
 # Nodes of the tower itself compare frames and make plans, in float32 whatever the type of the weights; what belongs to
 # the vision model (vision.layers.3.fc1/MatMul) computes in the type of the weights.
 FLOAT32_SCOPE = "tower/"
-_DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "int64", "INT32": "int32",
-           "BOOL": "bool", "UINT8": "uint8", "INT8": "int8"}  # fmt: skip
+# Our names of types -> those of trt.DataType.
+TYPES = {d.torch: d.tensorrt for d in DTYPES.values()} | {
+    name: name.upper() for name in ("int64", "int32", "bool", "uint8", "int8")
+}
 Spec = tuple[str, str, tuple[int, ...]]  # name, dtype, shape
 
 
 def make_logger(trt: Any) -> Any:
-    """A logger that prints nothing and keeps the text of errors in `errors`."""
+    """A logger that prints nothing, keeps the text of errors in `errors`, and has `last_words` for our exceptions."""
 
     class Log(trt.ILogger):
         def __init__(self) -> None:
@@ -37,6 +40,10 @@ def make_logger(trt: Any) -> Any:
         def log(self, severity: Any, message: str) -> None:
             if int(severity) <= int(trt.ILogger.ERROR):
                 self.errors.append(message)
+
+        def last_words(self, count: int = 1) -> str:
+            """The last errors on one line, for the end of a sentence."""
+            return " ".join(" ".join(self.errors[-count:]).split())[: 300 * count] or "it does not say why"
 
     return Log()
 
@@ -51,7 +58,7 @@ def parse(trt: Any, builder: Any, onnx_path: Path, logger: Any) -> tuple[Any, An
     network = builder.create_network(0 if strongly_typed is None else 1 << int(strongly_typed))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(onnx_path)):  # the path tells where the weights lie
-        found = parser_errors(parser) or logger.errors[-1:] or ["it does not say why"]
+        found = parser_errors(parser) or [logger.last_words()]
         if any("Failed to import initializer" in text for text in found):
             found.append(f"its weights should lie in {onnx_path.name}.data beside it")
         count = f"{parser.num_errors} objections: " if parser.num_errors > 1 else ""
@@ -119,11 +126,17 @@ def _unasked(trt: Any, network: Any, dtype: str) -> list[str]:
 
 
 def refit(trt: Any, engine: Any, onnx_path: Path, logger: Any) -> None:
-    """Put the graph's weights into an engine built with strip_weights. Raises EngineError with every objection."""
-    refitter = trt.Refitter(engine, logger)
+    """Put the graph's weights into an engine built with strip_weights; there is no refitter for any other.
+
+    Raises EngineError with every objection.
+    """
+    try:
+        refitter = trt.Refitter(engine, logger)
+    except (TypeError, RuntimeError):  # pybind11's words for a null pointer
+        raise EngineError(f"it is no engine without weights: {logger.last_words()}") from None
     parser = trt.OnnxParserRefitter(refitter, logger)
     if not parser.refit_from_file(str(onnx_path)):
-        found = parser_errors(parser) or logger.errors[-1:] or ["it does not say why"]
+        found = parser_errors(parser) or [logger.last_words()]
         raise EngineError(f"the weights of {onnx_path} do not fit the stripped engine: {'; '.join(found)}")
     missing = refitter.get_missing_weights()
     if missing:
@@ -132,13 +145,12 @@ def refit(trt: Any, engine: Any, onnx_path: Path, logger: Any) -> None:
             "was built from another graph"
         )
     if not refitter.refit_cuda_engine():
-        said = (logger.errors or ["it does not say why"])[-1]
-        raise EngineError(f"the stripped engine could not take its weights: {said}")
+        raise EngineError(f"the stripped engine could not take its weights: {logger.last_words()}")
 
 
 def _dtype(tensor: Any) -> str:
     name = str(tensor.dtype).rpartition(".")[2]
-    return _DTYPES.get(name, name)
+    return next((ours for ours, theirs in TYPES.items() if theirs == name), name)
 
 
 def _show(spec: Spec) -> str:

@@ -24,10 +24,7 @@ from ..runner import Closing, Frames, OpenOptions, Runner, check_inputs
 from .cache import CacheFile, cache_path
 from .context import ExecutionSlot, SlotPool
 from .guard import choose_record, library_objection, rebuild_command
-from .network import make_logger, refit
-
-_TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int64": "INT64", "int32": "INT32",
-          "bool": "BOOL", "uint8": "UINT8"}  # fmt: skip
+from .network import TYPES, make_logger, refit
 
 
 class LoadedEngine(NamedTuple):
@@ -109,9 +106,9 @@ class TensorRTRunner(Closing):
                 engine.create_execution_context(self._config)
             )  # fmt: skip
             if context is None:
-                raise EngineError(f"the engine cannot be given memory to run in: {self._last_error()}")
+                raise EngineError(f"the engine cannot be given memory to run in: {self._logger.last_words()}")
             return ExecutionSlot(
-                context, self.inputs, self.outputs, self.device, graph=self._graph, last_error=self._last_error
+                context, self.inputs, self.outputs, self.device, graph=self._graph, last_error=self._logger.last_words
             )
 
     def _configure(self, cache: CacheFile | None) -> None:
@@ -136,10 +133,6 @@ class TensorRTRunner(Closing):
         if content is not None and (payload := bytes(memoryview(content))) and payload != cache.read():
             cache.write(payload)
 
-    def _last_error(self) -> str:
-        said = " ".join(" ".join(self._logger.errors[-1:]).split())
-        return said[:300] or "it does not say why"
-
 
 def check_engine(
     trt: Any, engine: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
@@ -154,7 +147,7 @@ def check_engine(
     for taken, specs in ((True, inputs), (False, outputs)):
         for spec in specs:
             have = found.pop(spec.name, None)
-            if have != (taken, _TYPES.get(spec.dtype), spec.shape):
+            if have != (taken, TYPES.get(spec.dtype), spec.shape):
                 wrong.append(f"{spec} is {'missing' if have is None else f'{have[1]} {list(have[2])}'}")
     wrong += [f"{name} is not announced" for name in found]
     if wrong:
@@ -216,10 +209,8 @@ def load_engine(trt: Any, bundle: Bundle, record: EngineRecord, card: Card, devi
             runtime.engine_host_code_allowed = True  # it brings the library that it runs with
         engine = runtime.deserialize_cuda_engine(data)
         if engine is None:
-            said = " ".join(" ".join(logger.errors[-1:]).split())[:300] or "it does not say why"
-            raise EngineError(
-                f"{title} {trt.__version__} cannot load {record.file} on {card.name} ({said}); built anew: {again}"
-            )
+            said = f"cannot load {record.file} on {card.name} ({logger.last_words()})"
+            raise EngineError(f"{title} {trt.__version__} {said}; built anew: {again}")
         del data
         if record.settings.get("strip_weights"):
             bundle.verify(*(file for file in (MODEL, f"{MODEL}.data") if file in bundle.manifest.files))

@@ -85,8 +85,8 @@ def build(request: Mapping[str, Any], progress: Callable[[str], None]) -> dict[s
     if monitor.failure is not None:
         raise monitor.failure
     if engine is None:
-        said = " ".join(" ".join(logger.errors or ["it does not say why"]).split())
-        raise EngineError(f"{product.title} {trt.__version__} could not build an engine from {path}: {said[:600]}")
+        said = logger.last_words(3)
+        raise EngineError(f"{product.title} {trt.__version__} could not build an engine from {path}: {said}")
     progress("write")
     try:
         with open(request["destination"], "wb") as file:

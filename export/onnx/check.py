@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from earlytom.dtypes import DTYPES
 from earlytom.errors import ExportError
 
 from .graph import Graph
-from .operators import DTYPES, WEIGHTED
+from .operators import WEIGHTED
 from .rules import RULES, Violation, domain_violations
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class GraphSummary:
 
 
 def check_graph(source: Path | onnx.ModelProto, *, dtype: str, opset: int) -> GraphSummary:
-    """The summary of a graph that keeps every rule. dtype: of its weights, fp32, fp16 or bf16 (or torch's names).
+    """The summary of a graph that keeps every rule. dtype: of its weights, fp32, fp16 or bf16.
 
     A ModelProto must hold its weights; at a path they may lie in data files. Raises GraphError, an ExportError with all
     violations, and ExportError when the file cannot be read.
@@ -67,7 +68,7 @@ def check_graph(source: Path | onnx.ModelProto, *, dtype: str, opset: int) -> Gr
         model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
     except Exception as error:
         violations.append(Violation("graph", "", "onnx-checker", " ".join(str(error).split())))
-    graph = Graph(model, DTYPES[dtype], None if model is source or not isinstance(source, Path) else source.parent)
+    graph = Graph(model, DTYPES[dtype].onnx, None if model is source or not isinstance(source, Path) else source.parent)
     for rule in RULES:
         violations += rule(graph)
     if violations:

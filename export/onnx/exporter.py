@@ -43,13 +43,15 @@ INLINE_BYTES = 1024  # constants up to this size stay in the .onnx file, where t
 class OnnxExport:
     """What was written: the graph, its one data file, and the names in it.
 
-    inputs, outputs: of the graph, in order; traced: intermediates with stable names (`similarity_8`, `weights_8`,
+    attention: the form it has in the graph, "fused" (one operator) or "primitives"; inputs, outputs: of the graph, in
+    order; traced: intermediates with stable names (`similarity_8`, `weights_8`,
     `hidden_8`, ..., `similarity_final`, `received`), empty for an unpruned tower; nodes: operators in the graph.
     """
 
     path: Path
     data: Path
     opset: int
+    attention: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     traced: tuple[str, ...]
@@ -82,9 +84,13 @@ def export_tower(
         raise ExportError(f"the tower could not be traced to ONNX opset {opset}: {_first_line(error)}") from error
     report("write")
     _write(model, path, data)
-    return OnnxExport(
-        path, data, opset, tuple(str(v.name) for v in model.graph.inputs), OUTPUTS, traced, len(model.graph)
-    )
+    inputs = tuple(str(value.name) for value in model.graph.inputs)
+    return OnnxExport(path, data, opset, attention_form(opset), inputs, OUTPUTS, traced, len(model.graph))
+
+
+def attention_form(opset: int) -> str:
+    """The form of attention that a graph of this opset has, one of ATTENTION_FORMS."""
+    return "fused" if opset >= ATTENTION_OPSET else "primitives"
 
 
 def example_inputs(tower: StaticTower) -> dict[str, Tensor]:
@@ -103,9 +109,8 @@ def _trace(tower: StaticTower, opset: int) -> tuple[ir.Model, tuple[str, ...]]:
 
     from earlytom.tower import StaticTower
 
-    form = "fused" if opset >= ATTENTION_OPSET else "primitives"
     # The same vision weights in the form of attention that the opset has.
-    tower = StaticTower(tower.vision, tower.config, batch=tower.shapes.batch, attention=form)
+    tower = StaticTower(tower.vision, tower.config, batch=tower.shapes.batch, attention=attention_form(opset))
     inputs = example_inputs(tower)
     module = _traced_module(tower).eval()
     # The exporter logs that torchvision is not installed, which is not needed.

@@ -5,18 +5,12 @@ Source: docs/operators.md of onnx/onnx-tensorrt, and its importer for Clip (inte
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from earlytom.dtypes import DTYPES
 
-if TYPE_CHECKING:
-    pass
-
-HALVES = ("FLOAT16", "BFLOAT16")
-FLOATS = frozenset({"FLOAT", *HALVES})
+FLOATS = frozenset(dtype.onnx for dtype in DTYPES.values())
+HALVES = FLOATS - {"FLOAT"}
 NUMBERS = FLOATS | {"INT32", "INT64"}
 ANY = NUMBERS | {"BOOL"}
-
-DTYPES = {"fp32": "FLOAT", "float32": "FLOAT", "fp16": "FLOAT16", "float16": "FLOAT16",
-          "bf16": "BFLOAT16", "bfloat16": "BFLOAT16"}  # fmt: skip
 
 # Operator -> types of its data. Control flow, sequences, quantisation, random numbers and operators whose output shape
 # depends on data (NonZero, Unique, Compress) are left out on purpose, also where the parser would take them.

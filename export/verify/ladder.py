@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from earlytom.dtypes import torch_dtype
 from earlytom.errors import ConfigError, EngineError, InputError
 from earlytom.parity import (
     Hop,
@@ -34,8 +35,9 @@ from earlytom.parity import (
 from earlytom.parity.oracle import ORACLE, STATIC
 from earlytom.tower import StaticTower, TowerOutputs, TowerTrace
 from earlytom.vision.siglip import Vision
-from engines.bundle.manifest import DTYPES, MODEL, PRODUCTS
+from engines.bundle.manifest import MODEL
 from engines.bundle.reader import Bundle, digest_file, read_bundle
+from engines.products import ENGINES, PRODUCTS
 
 from ..onnx.traced import run_traced
 from .polygraphy import polygraphy_numbers, repeat_command, save_inputs, save_outputs
@@ -61,8 +63,6 @@ def verify_bundle(
 
     Raises BundleError, CheckpointError (other weights than the bundle's), EngineError (no such engine), InputError.
     """
-    from engines.opening import ENGINES
-
     bundle = _vouched(bundle) if isinstance(bundle, Bundle) else read_bundle(bundle)
     manifest = bundle.manifest
     if engines is None:
@@ -192,7 +192,7 @@ class _Ladder:
     def _dtype_hop(self, static: Sequence[VideoTrace]) -> HopReport:
         """What the bundle's dtype does, measured in PyTorch: where no engine here shows its intermediates."""
         self.progress(f"static tower in {self.dtype}")
-        lower = copy.deepcopy(self.vision).to(getattr(torch, DTYPES[self.dtype]))
+        lower = copy.deepcopy(self.vision).to(torch_dtype(self.dtype))
         with torch.no_grad():
             trace = StaticTower(lower, self.config, batch=len(self.clips)).eval().trace(self.clips.to(lower.device))
         actual = split_trace(trace, self.config, self.shapes)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from earlytom.errors import EngineError
 from earlytom.presets import preset
-from earlytom.tower import StaticTower, TowerOutputs
+from earlytom.tower import StaticTower
 from earlytom.video.clips import synthetic_clip
 from engines.bundle.manifest import MODEL, Manifest
 from engines.bundle.writer import BundleWriter, update_bundle
+from export.onnx.exporter import DEFAULT_OPSET, export_tower
 
 from .journal import Skip
 from .workshop import Workshop
@@ -25,10 +24,10 @@ def first_tokens(shop: Workshop) -> dict[str, Any]:
     """{"tokens": engine -> id of its first token, "equal", "not_run": engine -> why}; the demo is float32."""
     from earlytom.checkpoint import load
     from earlytom.pipeline import VideoPipeline
-    from engines.opening import ENGINES, open_runner
+    from engines.opening import open_runner
+    from engines.products import ENGINES, PRODUCTS
     from engines.tensorrt.build import BuildOptions, build_engine
     from engines.tensorrt.runner import probe as probe_run
-    from export.onnx.exporter import DEFAULT_OPSET, export_tower
 
     model = load("demo", device="cpu")
     config = preset("videomme", 0.2)
@@ -37,14 +36,14 @@ def first_tokens(shop: Workshop) -> dict[str, Any]:
     shop.tick("export the demo")
     folder = shop.folder / "demo"
     with BundleWriter(folder) as writer:
-        export_tower(tower, writer.path / MODEL, opset=DEFAULT_OPSET, progress=shop.tick)
+        exported = export_tower(tower, writer.path / MODEL, opset=DEFAULT_OPSET, progress=shop.tick)
         manifest = Manifest.derive(
-            config, model.identity.geometry, dtype="fp32", opset=DEFAULT_OPSET, attention="primitives",
+            config, model.identity.geometry, dtype="fp32", opset=DEFAULT_OPSET, attention=exported.attention,
             checkpoint=model.identity.to_dict(), tools={},
         )  # fmt: skip
         bundle = writer.commit(manifest)
     not_run: dict[str, str] = {}
-    for product in ("tensorrt", "tensorrt-rtx"):
+    for product in PRODUCTS:
         try:
             probe_run(product)
             record = build_engine(
@@ -57,10 +56,8 @@ def first_tokens(shop: Workshop) -> dict[str, Any]:
 
     clip = torch.from_numpy(synthetic_clip(config.frames, model.identity.geometry.image_size))
 
-    def ask(encoder: Callable[[Tensor], TowerOutputs]) -> int:
-        pipeline = VideoPipeline(
-            encoder, model.language, model.tokenizer, config, tower.shapes, model.eos_token_ids
-        )  # fmt: skip
+    def ask(encoder: Any) -> int:
+        pipeline = VideoPipeline(encoder, model, config)
         return pipeline.ask(pipeline.encode(clip), QUESTION, max_new_tokens=1).ids[0]
 
     tokens: dict[str, int] = {}
@@ -69,7 +66,7 @@ def first_tokens(shop: Workshop) -> dict[str, Any]:
             continue
         try:
             with open_runner(bundle, name, vision=model.vision) as runner:
-                tokens[name] = ask(runner.run)
+                tokens[name] = ask(runner)
         except EngineError as error:
             not_run[name] = str(error)
     if len(tokens) < 2:

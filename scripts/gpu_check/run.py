@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from earlytom.dtypes import DTYPES
 from earlytom.errors import ConfigError, EarlyTomError
 
 from .journal import Clock, Journal, OutOfTime, Skip, Step
@@ -39,9 +40,9 @@ class CheckOptions:
     def __post_init__(self) -> None:
         if not self.minutes > 0:
             raise ConfigError(f"minutes is {self.minutes:g}, it must be above 0")
-        unknown = [dtype for dtype in self.dtypes if dtype not in ("fp32", "fp16", "bf16")]
+        unknown = [dtype for dtype in self.dtypes if dtype not in DTYPES]
         if unknown or not self.dtypes:
-            raise ConfigError(f"dtypes are {', '.join(self.dtypes) or 'none'}, each must be fp32, fp16 or bf16")
+            raise ConfigError(f"dtypes are {', '.join(self.dtypes) or 'none'}, each must be one of {', '.join(DTYPES)}")
 
 
 def run_check(options: CheckOptions) -> dict[str, Any]:

@@ -10,18 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from earlytom.config import ATTENTION_FORMS
+from earlytom.dtypes import torch_dtype
 from earlytom.flops import tower_flops, unpruned_config
 from earlytom.tower import StaticTower, TowerOutputs
-from earlytom.vision.siglip import ATTENTION_FORMS
-from engines.bundle.manifest import DTYPES
 from engines.measure.machine import clocks
 from engines.measure.timing import Comparison, compare_times, matrix_rate
+from export.onnx.exporter import ATTENTION_OPSET
 
 from .demo import first_tokens
 from .engines import RTX, TRT, Engines
 from .journal import Clock, Journal, Skip, Step
 from .parity import Answers, same
-from .workshop import ATTENTION_OPSET, Variant, Workshop
+from .workshop import Variant, Workshop
 
 MEMORY_RUNS = 1000
 WIDTHS = (3584, 896)  # LLaVA-OneVision 7B and 0.5B
@@ -102,7 +103,7 @@ class _Check:
     def rate(self) -> dict[str, Any]:
         size = 8192 if self.shop.device.type == "cuda" else 256
         rates = {
-            dtype: matrix_rate(self.shop.device, getattr(torch, DTYPES[dtype]), size=size) for dtype in ("fp16", "bf16")
+            dtype: matrix_rate(self.shop.device, torch_dtype(dtype), size=size) for dtype in ("fp16", "bf16")
         }
         return {"size": size, "tflops": {dtype: round(rate / 1e12, 3) for dtype, rate in rates.items()}}
 
@@ -253,7 +254,7 @@ class _Check:
 
     def _timed(self, times: Comparison, variant: Variant, main: str) -> dict[str, Any]:
         """Times, how much faster `main` is than the others, and its share of the card's measured matrix rate."""
-        flops = tower_flops(self.shop.config, self.shop.geometry(variant.width))["pruned"]["total"]
+        flops = tower_flops(self.shop.config, self.shop.geometry(variant.width)).total
         achieved = flops / (times.timing(main).median / 1000)
         rate = (self.journal.result("matrix rate") or {}).get("tflops", {}).get(variant.dtype)
         rate = rate if self.shop.device.type == "cuda" else None

@@ -20,14 +20,16 @@ import torch
 from torch import Tensor
 
 from earlytom.config import EarlyTomConfig
+from earlytom.dtypes import torch_dtype
 from earlytom.flops import unpruned_config
 from earlytom.tower import StaticTower
 from earlytom.video.clips import synthetic_clip
 from earlytom.vision.geometry import VisionGeometry
 from earlytom.vision.siglip import Vision
-from engines.bundle.manifest import DTYPES, MODEL, EngineRecord, Manifest
+from engines.bundle.manifest import MODEL, EngineRecord, Manifest
 from engines.bundle.reader import Bundle
 from engines.bundle.writer import BundleWriter, update_bundle
+from export.onnx.exporter import ATTENTION_OPSET, DEFAULT_OPSET, export_tower
 
 if TYPE_CHECKING:
     from engines.runner import Runner
@@ -37,7 +39,6 @@ if TYPE_CHECKING:
 _GAINS = {"q_proj": 1.5, "k_proj": 1.5, "out_proj": 0.3, "fc2": 0.5}
 QUICK = VisionGeometry(84, 14, 32, 2, 48, 4, projector_size=24)
 QUICK_CONFIG = EarlyTomConfig(retain=0.3, frames=12, merge_layers=(0, 1, 3), frame_budgets=(10, 8, 6))
-ATTENTION_OPSET = 23
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Variant:
     dtype: str
     width: int
     pruned: bool = True
-    opset: int = 20
+    opset: int = DEFAULT_OPSET
 
     def __str__(self) -> str:
         parts = [self.dtype, f"width {self.width}", *([] if self.pruned else ["unpruned"])]
@@ -119,7 +120,7 @@ class Workshop:
 
     def _vision(self, dtype: str, width: int) -> Vision:
         start = time.perf_counter()
-        vision = random_vision(self.geometry(width), self.device).to(getattr(torch, DTYPES[dtype]))
+        vision = random_vision(self.geometry(width), self.device).to(torch_dtype(dtype))
         self.learned["weights"] = time.perf_counter() - start
         return vision
 
@@ -128,18 +129,17 @@ class Workshop:
         if variant not in self.bundles:
             for package in ("onnx", "onnx_ir", "onnxscript"):  # say which is missing, not that tracing failed
                 importlib.import_module(package)
-            from export.onnx.exporter import export_tower
 
             self.tick(f"export {variant}")
             start, config, geometry = time.perf_counter(), self.config_of(variant), self.geometry(variant.width)
-            vision = random_vision(geometry, self.device).to(getattr(torch, DTYPES[variant.dtype])).cpu()
+            vision = random_vision(geometry, self.device).to(torch_dtype(variant.dtype)).cpu()
             with BundleWriter(self.folder / variant.name) as writer:
                 exported = export_tower(
                     StaticTower(vision, config).eval(), writer.path / MODEL, opset=variant.opset, progress=self.tick
                 )
                 manifest = Manifest.derive(
                     config, geometry, dtype=variant.dtype, opset=variant.opset,
-                    attention="fused" if variant.opset >= ATTENTION_OPSET else "primitives",
+                    attention=exported.attention,
                     checkpoint={"name": "random", "format": "random", "digest": hashlib.sha256(b"0").hexdigest()},
                     tools={}, traced=exported.traced,
                 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The wheel, as a user installs it: into an environment of its own, used from another directory, checkout not in sight."""
+"""The wheel as a user installs it: in an environment of its own, from another directory, no checkout in sight."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_the_commands_work_from_another_directory(installed: Path, tmp_path: Pat
         call(
             "earlytom-infer", "--bundle", "demo", "--video", "clip.mp4", "--prompt", "What moves?", "--max-new-tokens",
             "4", "--json", cwd=tmp_path, environ=environ,
-        )  # fmt: skip
+        )
     )
     assert answer["engine"] == "onnxruntime"
     assert answer["answers"][0]["text"] and 1 <= len(answer["answers"][0]["ids"]) <= 4

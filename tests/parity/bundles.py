@@ -8,12 +8,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from earlytom.config import EarlyTomConfig
+from earlytom.dtypes import torch_dtype
 from earlytom.tower import StaticTower
 from earlytom.vision.siglip import Vision
-from engines.bundle.manifest import DTYPES, MODEL, Manifest
+from engines.bundle.manifest import MODEL, Manifest
 from engines.bundle.reader import Bundle
 from engines.bundle.writer import BundleWriter
 from export.onnx.exporter import DEFAULT_OPSET, export_tower
@@ -26,11 +25,11 @@ def write_bundle(
     output: Path, vision: Vision, config: EarlyTomConfig, *, dtype: str = "fp32", batch: int = 1, **identity: Any
 ) -> Bundle:
     """What `earlytom-export` writes, without engines and report; `vision` is cast in place."""
-    tower = StaticTower(vision.to(getattr(torch, DTYPES[dtype])), config, batch=batch).eval()
+    tower = StaticTower(vision.to(torch_dtype(dtype)), config, batch=batch).eval()
     with BundleWriter(output) as writer:
         exported = export_tower(tower, writer.path / MODEL)
         manifest = Manifest.derive(
-            config, vision.geometry, dtype=dtype, batch=batch, opset=DEFAULT_OPSET, attention="primitives",
+            config, vision.geometry, dtype=dtype, batch=batch, opset=DEFAULT_OPSET, attention=exported.attention,
             checkpoint=IDENTITY | identity, tools={}, traced=exported.traced,
         )  # fmt: skip
         return writer.commit(manifest)

@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..errors import CheckpointError
+from ..vision.geometry import VisionGeometry
 from . import demo_tokenizer
-from .checkpoint_config import SO400M
-from .errors import CheckpointError
+from .formats import SO400M
 from .keys import TABLES, key_of
-from .vision.geometry import VisionGeometry
 
 TOWER = "siglip-demo-patch14-384"
 VISION: dict[str, Any] = SO400M | {
@@ -114,10 +114,10 @@ def _configs(format: str) -> dict[str, dict[str, Any]]:
 
 
 def demo_weights(seed: int = 0) -> dict[tuple[str, str], Tensor]:
-    """Slot (see earlytom.keys) -> float32 tensor: all of Vision and Qwen2, and SigLIP's unused post-layernorm."""
+    """Slot (see keys.py) -> float32 tensor: all of Vision and Qwen2, and SigLIP's unused post-layernorm."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    from .vision.siglip import Vision
+    from ..vision.siglip import Vision
 
     with torch.device("meta"):
         language = Qwen2ForCausalLM(Qwen2Config(vocab_size=demo_tokenizer.size(), **TEXT))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from .errors import CheckpointError, ConfigError, InputError
-from .vision.geometry import VisionGeometry
+from ..errors import CheckpointError, ConfigError, InputError
+from ..vision.geometry import VisionGeometry
+from .files import read_json
 
 # SigLIP so400m-patch14-384, by the names of its configuration. LLaVA-NeXT checkpoints name it and do not repeat this.
 SO400M: dict[str, Any] = {
@@ -103,19 +103,6 @@ def live_config(model: Any) -> CheckpointConfig:
         f"the model is a {type(model).__name__}, EarlyTom takes transformers' LlavaOnevisionForConditionalGeneration "
         "and LLaVA-NeXT's LlavaQwenForCausalLM"
     )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises CheckpointError when there is none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        raise CheckpointError(f"{path} is not JSON: {error}") from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds a JSON {type(value).__name__}, it must hold an object")
-    return value
 
 
 def _llava_next(

@@ -117,14 +117,18 @@ def build_engines(job: Job, bundle: Bundle, progress: Progress) -> tuple[EngineR
 
 
 def look_at(bundle: Bundle, record: EngineRecord) -> EngineSummary:
-    """Which kernels do attention, by the engine inspector where the engine's card is here, else by the file alone."""
-    from engines.cards import current_card
+    """Which kernels do attention: an engine built on this machine's card is asked, of one built ahead the file is read.
+
+    The latter on a machine that has the card too, so that the same export writes the same bundle everywhere.
+    """
+    from engines.products import product_of
     from engines.tensorrt.inspect import inspect_file, inspect_plan
 
-    path, card = bundle.path / record.file, current_card()
-    if record.product == "tensorrt" or (card is not None and card.target in record.targets):
-        return inspect_file(path, record.product, bundle.manifest, bundle.path / MODEL)
-    return inspect_plan(path, bundle.manifest)
+    path = bundle.path / record.file
+    if product_of(record.product).ahead_of_time:
+        return inspect_plan(path, bundle.manifest)
+    stripped = record.settings.get("strip_weights")
+    return inspect_file(path, record.product, bundle.manifest, bundle.path / MODEL if stripped else None)
 
 
 def _step(progress: Progress, name: str, step: str) -> None:
