@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from earlytom.checkpoint import CheckpointIdentity, load
 from earlytom.config import EarlyTomConfig
+from earlytom.dtypes import DTYPES, torch_dtype
 from earlytom.errors import ConfigError, ParityError
 from earlytom.shapes import StaticShapes, derive_shapes
 from earlytom.video import read_frames, verification_clips
-from engines.bundle.manifest import DTYPES, MODEL, Manifest, request_key
+from engines.bundle.manifest import MODEL, Manifest, request_key
 from engines.bundle.reader import Bundle, find_same, read_bundle
 from engines.bundle.writer import BundleWriter
 
@@ -94,7 +95,7 @@ class Job:
             "stage_frames": list(shapes.stage_frames),
             "tokens": {"before": self._tokens_before, "after": shapes.tokens, "patches_per_frame": shapes.keep},
             "inputs": {name: [dtype, list(shape)] for name, (dtype, shape) in shapes.inputs.items()},
-            "outputs": {n: [dtype, list(shape)] for n, (dtype, shape) in shapes.outputs(DTYPES[self.dtype]).items()},
+            "outputs": {n: [kind, list(shape)] for n, (kind, shape) in shapes.outputs(DTYPES[self.dtype].torch).items()},
             "cost": tower_cost(
                 self.config, self.identity.geometry, batch=self.batch, dtype=self.dtype
             ).to_dict(),
@@ -288,15 +289,6 @@ def verify_again(arguments: argparse.Namespace) -> tuple[bool, str]:
         hops = [hop.to_dict() for hop in report.hops]
         return report.passed, json.dumps({"passed": report.passed, "hops": hops}, indent=2)
     return report.passed, render_report(replace(manifest, parity=report.hops))
-
-
-def torch_dtype(name: str) -> torch.dtype:
-    """The torch dtype of "fp32", "fp16" or "bf16"."""
-    import torch
-
-    dtype = getattr(torch, DTYPES[name])
-    assert isinstance(dtype, torch.dtype)
-    return dtype
 
 
 def _vision(job: Job, dtype: torch.dtype) -> Vision:

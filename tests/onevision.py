@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
 from earlytom import load
-from earlytom.keys import PARTS, key_of
+from earlytom.checkpoint.keys import PARTS, key_of
 
 IMAGE, VIDEO = 500, 501  # of the 512 ids, none of which a golden prompt or answer has
 

@@ -7,9 +7,9 @@ from earlytom import load, reference
 from earlytom.adaptive import AdaptiveTower
 from earlytom.config import EarlyTomConfig
 from earlytom.errors import ConfigError, InputError
-from earlytom.explain import draw_explanation
 from earlytom.newlines import grid_token_count
-from earlytom.traces import oracle_trace
+from earlytom.parity.oracle import oracle_trace
+from earlytom.video.explain import draw_explanation
 from tests.cases import TINY, cases, small_clip, small_config, small_vision
 
 E2E = cases("e2e/e2e")

@@ -19,7 +19,7 @@ from engines.tensorrt import build as tensorrt_build
 from engines.tensorrt import network as tensorrt_network
 from engines.tensorrt import worker as tensorrt_worker
 from engines.tensorrt.build import BuildOptions, build_engine, probe_build
-from export.engines import look_at
+from export.build import look_at
 from tests.fake_tensorrt_builder import RECORDS, fake_tensorrt, record
 from tests.tensorrt_graphs import exported
 
