@@ -280,7 +280,7 @@ def test_weights_are_read_from_where_the_manifest_says(monkeypatch):
         asked.append((name, options))
         return SimpleNamespace(vision=small_vision(), identity=SimpleNamespace(name=name, digest="0" * 64))
 
-    monkeypatch.setattr("earlytom.checkpoint.load", fake_load)
+    monkeypatch.setattr("export.verify.ladder.load", fake_load)
     assert verify_bundle(small_bundle().path, CLIP).passed
     verify_bundle(small_bundle().path, CLIP, checkpoint="elsewhere")
     assert [name for name, _ in asked] == ["small", "elsewhere"] and asked[0][1]["parts"] == ("vision",)

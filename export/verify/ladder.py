@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from earlytom.checkpoint import load
 from earlytom.dtypes import torch_dtype
 from earlytom.errors import ConfigError, EngineError, InputError
 from earlytom.parity import (
@@ -37,6 +38,7 @@ from earlytom.tower import StaticTower, TowerOutputs, TowerTrace
 from earlytom.vision.siglip import Vision
 from engines.bundle.manifest import MODEL
 from engines.bundle.reader import Bundle, digest_file, read_bundle
+from engines.opening import open_runner
 from engines.products import ENGINES, PRODUCTS
 
 from ..onnx.traced import run_traced
@@ -100,7 +102,7 @@ class _Ladder:
         if self.directory is not None:
             save_inputs(self.directory, self.clips)
             save_outputs(self.directory, STATIC, trace.outputs)
-        static = split_trace(trace, self.config, self.shapes)
+        static = self._split(trace)
         del tower, trace
         reference: tuple[str, Sequence[VideoTrace]] = (STATIC, static)
         if ONNXRUNTIME not in engines and self.dtype != "fp32":
@@ -151,14 +153,13 @@ class _Ladder:
         note, errors = "", None
         if engine == ONNXRUNTIME:
             trace, note = self._with_scores(trace, expected, always=scores or self.dtype != "fp32")
-        actual = split_trace(trace, self.config, self.shapes)
+        actual = self._split(trace)
         if trace.stages:
             self.errors = _largest([score_errors(a, b) for a, b in zip(static, actual)])
         else:
             errors = self.errors
-        aligned = align(expected, actual, self.config, self.shapes, errors=errors)
-        hop = measure(aligned, (name, engine), self.dtype)
-        report = self._report(hop, aligned.values, note)
+        hop, values = self._measure((name, engine), expected, actual, errors)
+        report = self._report(hop, values, note)
         if engine == ONNXRUNTIME and self.directory is not None:
             rms = hop.differences["tokens"].rms
             command = repeat_command(MODEL, name, self.directory.resolve(), self.dtype, rms)
@@ -166,8 +167,6 @@ class _Ladder:
         return report, actual
 
     def _outputs(self, engine: str) -> TowerOutputs:
-        from engines.opening import open_runner
-
         with open_runner(self.bundle, engine, vision=self.vision) as runner:
             return TowerOutputs(*(value.cpu() for value in runner.run(self.clips)))
 
@@ -178,8 +177,7 @@ class _Ladder:
         if not self.bundle.manifest.traced:
             return trace, ""
         if not always:
-            aligned = align(expected, split_trace(trace, self.config, self.shapes), self.config, self.shapes)
-            if judge(measure(aligned, (STATIC, ONNXRUNTIME), self.dtype)).passed:
+            if judge(self._measure((STATIC, ONNXRUNTIME), expected, self._split(trace))[0]).passed:
                 return trace, ""
         self.progress("onnxruntime, with intermediates")
         traced = run_traced(self.bundle, self.clips)
@@ -195,11 +193,21 @@ class _Ladder:
         lower = copy.deepcopy(self.vision).to(torch_dtype(self.dtype))
         with torch.no_grad():
             trace = StaticTower(lower, self.config, batch=len(self.clips)).eval().trace(self.clips.to(lower.device))
-        actual = split_trace(trace, self.config, self.shapes)
+        actual = self._split(trace)
         self.errors = _largest([score_errors(a, b) for a, b in zip(static, actual)])
-        aligned = align(static, actual, self.config, self.shapes)
-        hop = measure(aligned, (STATIC, f"{STATIC} in {self.dtype}"), self.dtype)
-        return self._report(hop, aligned.values, "PyTorch's arithmetic in this dtype, no engine")
+        hop, values = self._measure((STATIC, f"{STATIC} in {self.dtype}"), static, actual)
+        return self._report(hop, values, "PyTorch's arithmetic in this dtype, no engine")
+
+    def _split(self, trace: TowerTrace) -> tuple[VideoTrace, ...]:
+        return split_trace(trace, self.config, self.shapes)
+
+    def _measure(
+        self, names: tuple[str, str], expected: Sequence[VideoTrace], actual: Sequence[VideoTrace],
+        errors: ScoreErrors | None = None,
+    ) -> tuple[Hop, dict[str, tuple[Tensor, Tensor]]]:
+        """A hop in the bundle's dtype, and the values that its numbers are of."""
+        aligned = align(expected, actual, self.config, self.shapes, errors=errors)
+        return measure(aligned, names, self.dtype), aligned.values
 
     def _report(self, hop: Hop, values: dict[str, tuple[Tensor, Tensor]], note: str) -> HopReport:
         verdict = judge(hop)
@@ -231,8 +239,6 @@ def _clips(bundle: Bundle, frames: Tensor | NDArray[np.uint8]) -> Tensor:
 
 
 def _weights(bundle: Bundle, checkpoint: str | Path | None) -> Vision:
-    from earlytom.checkpoint import load
-
     name = checkpoint or bundle.manifest.checkpoint["name"]
     model = load(name, parts=("vision",), pooling=bundle.manifest.config.pooling)
     bundle.check_weights(model.identity)
