@@ -81,7 +81,12 @@ def load(
     if str(checkpoint) == "demo":
         from .demo import write_demo
 
-        with tempfile.TemporaryDirectory(prefix="earlytom-demo-") as made:
+        try:
+            temporary = tempfile.TemporaryDirectory(prefix="earlytom-demo-")
+        except OSError as error:
+            reason = error.strerror or error
+            raise CheckpointError(f"there is no temporary directory to write the demo to (TMPDIR): {reason}") from None
+        with temporary as made:
             directory = write_demo(made)
             return _load(directory, "demo", "demo", dtype, torch.device(device), parts, attn_implementation, pooling)
     directory = checkpoint_directory(checkpoint, parts)
