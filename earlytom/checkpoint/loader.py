@@ -20,7 +20,7 @@ from .formats import read_config
 from .identity import CheckpointIdentity, weights_digest
 from .keys import PARTS, Stored, locate, wanted
 from .modules import assign, empty_modules, finish
-from .tensors import read_tensors
+from .tensors import DTYPES, read_tensors
 
 if TYPE_CHECKING:
     from ..language.qwen2 import Qwen2
@@ -72,8 +72,8 @@ def load(
     """
     if isinstance(parts, str) or not parts or set(parts) - set(PARTS):
         raise InputError(f"parts is {parts!r}, it must be a tuple of one or both of {' and '.join(PARTS)}")
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise InputError(f"dtype is {dtype}, it must be a floating-point dtype such as torch.float16")
+    if dtype not in DTYPES:
+        raise InputError(f"dtype is {dtype}, it must be one of {', '.join(map(str, DTYPES))}")
     if pooling not in (None, *POOLING):
         raise InputError(f"pooling is {pooling!r}, it must be one of {', '.join(POOLING)}")
     parts = tuple(part for part in PARTS if part in parts)
@@ -81,7 +81,12 @@ def load(
     if str(checkpoint) == "demo":
         from .demo import write_demo
 
-        with tempfile.TemporaryDirectory(prefix="earlytom-demo-") as made:
+        try:
+            temporary = tempfile.TemporaryDirectory(prefix="earlytom-demo-")
+        except OSError as error:
+            reason = error.strerror or error
+            raise CheckpointError(f"there is no temporary directory to write the demo to (TMPDIR): {reason}") from None
+        with temporary as made:
             directory = write_demo(made)
             return _load(directory, "demo", "demo", dtype, torch.device(device), parts, attn_implementation, pooling)
     directory = checkpoint_directory(checkpoint, parts)

@@ -120,6 +120,9 @@ def _language(
     except (ImportError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"attn_implementation {attn_implementation!r} cannot be used: {reason}") from None
+    except Exception as error:  # an activation nobody knows, sizes that leave no head: not all of it is validated above
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise CheckpointError(f"{directory / 'config.json'} does not describe a Qwen2: {reason}") from None
 
 
 def finish(language: Qwen2, device: torch.device, eos: tuple[int, ...]) -> None:
