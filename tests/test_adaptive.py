@@ -9,9 +9,9 @@ from earlytom.config import EarlyTomConfig
 from earlytom.errors import ConfigError, InputError
 from earlytom.newlines import grid_token_count
 from earlytom.parity.oracle import oracle_trace
-from earlytom.shapes import derive_shapes
 from earlytom.tower import split_videos
 from earlytom.video.explain import draw_explanation
+from earlytom.vision.geometry import pooled_grid
 from tests.cases import TINY, cases, small_clip, small_config, small_vision
 
 E2E = cases("e2e/e2e")
@@ -63,7 +63,8 @@ def test_pixels_and_a_leading_dimension_give_the_same():
     tower = AdaptiveTower(vision, config)
     expected = tower.encode(clip)
     pixels = tower.encode_pixels(((clip / 255 - 0.5) / 0.5).permute(0, 3, 1, 2))
-    (video,) = split_videos(tower(clip[None]), config, derive_shapes(config, vision.geometry))  # as a pipeline has it
+    grid = pooled_grid(vision.geometry.grid, config.pooling)
+    (video,) = split_videos(tower(clip[None]), config, grid)  # as a pipeline has it
     for one, other, leading in zip(expected, pixels, video):
         torch.testing.assert_close(one, other)
         assert torch.equal(one, leading)
