@@ -26,6 +26,7 @@ OBJECTIONS = {
     "UNSUPPORTED_CC": "it does not hold code for this card",
     "OLD_CUDA_DRIVER": "the driver is too old for it, so update the driver",
     "OLD_CUDA_RUNTIME": "the CUDA runtime is too old for it",
+    "INSUFFICIENT_GPU_MEMORY": "the card has too little memory for it",
     "MALFORMED_ENGINE": "it is not an engine",
     "CUDA_ERROR": "CUDA does not work here",
 }
