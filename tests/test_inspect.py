@@ -123,6 +123,11 @@ def test_the_inspector_is_asked_as_its_bindings_want(
     summary = inspect_engine(trt, trt.Runtime(None).deserialize_cuda_engine(b"an engine"), manifest)
     assert isinstance(summary, EngineSummary) and summary.unfused == ("vision.layers.3.attention",)
 
+    trt.state.inspected = ""
+    (warning,) = inspect_engine(trt, trt.Runtime(None).deserialize_cuda_engine(b"an engine"), manifest).warnings
+    assert warning.startswith("the inspector's answer cannot be read"), "which is no reason to lose the engine"
+    trt.state.inspected = sample("fused")
+
     monkeypatch.setattr("engines.tensorrt.inspect.import_product", lambda name: trt)
     engine, graph = tmp_path / "vision.sm80.trt.engine", tmp_path / "vision.onnx"
     engine.write_bytes(b"an engine")

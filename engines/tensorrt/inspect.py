@@ -180,9 +180,16 @@ def inspect_plan(path: Path, manifest: Manifest) -> EngineSummary:
 
 
 def inspect_engine(trt: Any, engine: Any, manifest: Manifest) -> EngineSummary:
-    """The summary of a deserialised engine. trt: the product's module. Needs the card that the engine is on."""
+    """The summary of a deserialised engine. trt: the product's module. Needs the card that the engine is on.
+
+    An answer that cannot be read is a warning in it: nothing that took minutes to build is lost over it.
+    """
     text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-    return summarise(text, expected_attention(manifest), DTYPES[manifest.dtype].torch)
+    attention = expected_attention(manifest)
+    try:
+        return summarise(text, attention, DTYPES[manifest.dtype].torch)
+    except EngineError as error:
+        return EngineSummary(0, attention, (), (), (), (), (str(error),))
 
 
 def inspect_file(path: Path, product: str, manifest: Manifest, onnx_path: Path | None = None) -> EngineSummary:

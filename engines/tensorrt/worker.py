@@ -31,7 +31,8 @@ def main() -> int:
     os.dup2(2, 1)
 
     def reply(**message: Any) -> None:
-        print(json.dumps(message), file=replies, flush=True)
+        replies.write(json.dumps(message) + "\n")  # in one piece: the builder may report from several threads
+        replies.flush()
 
     try:
         request = json.load(sys.stdin)
