@@ -85,7 +85,7 @@ class IRuntimeConfig:
 
     def __init__(self, engine: ICudaEngine) -> None:
         self.needs = {"engine": weakref.ref(engine)}
-        weakref.finalize(self, outlived, "a runtime configuration", self.needs)
+        weakref.finalize(self, outlived, state.faults, "a runtime configuration", self.needs)
 
     def create_runtime_cache(self) -> IRuntimeCache:
         return IRuntimeCache()
@@ -95,8 +95,8 @@ class IRuntimeConfig:
         return True
 
 
-def outlived(what: str, needs: dict[str, weakref.ref[Any]]) -> None:
-    state.faults += [f"{what} outlived its {name}" for name, alive in needs.items() if alive() is None]
+def outlived(faults: list[str], what: str, needs: dict[str, weakref.ref[Any]]) -> None:
+    faults += [f"{what} outlived its {name}" for name, alive in needs.items() if alive() is None]
 
 
 class IExecutionContext:
@@ -111,7 +111,7 @@ class IExecutionContext:
             if "cache" in config.needs:
                 cache = config.needs["cache"]()
                 cache.content = cache.content or b"kernels of this card"
-        weakref.finalize(self, outlived, "a context", self.needs)
+        weakref.finalize(self, outlived, state.faults, "a context", self.needs)
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
         assert type(name) is str and type(memory) is int and memory % 16 == 0

@@ -6,6 +6,7 @@ The samples are written by hand, see tests/data/README.md.
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def test_all_is_well(name: str) -> None:
     summary = summarise(sample(name), LAYERS, "float16")
     assert (summary.fused, summary.unfused, summary.other_types, summary.warnings) == (LAYERS, (), (), ())
     assert len(summary.fused_kernels) == 2 and all("_gemm_mha_v2" in kernel for kernel in summary.fused_kernels)
-    plain: dict[str, Any] = json.loads(json.dumps(summary.to_dict()))
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(summary.inspection())))
     assert plain["attention"] == plain["fused"] == 2 and plain["kernels"] == 23
 
 

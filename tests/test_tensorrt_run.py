@@ -20,7 +20,7 @@ from earlytom.config import EarlyTomConfig, InnerMerging
 from earlytom.errors import BundleError, EngineError, InputError
 from earlytom.presets import preset
 from earlytom.vision.geometry import VisionGeometry
-from engines.bundle.manifest import EngineRecord, Manifest
+from engines.bundle.manifest import BuildSettings, EngineRecord, Manifest
 from engines.bundle.reader import Bundle, digest_file, read_bundle
 from engines.bundle.writer import BundleWriter
 from engines.cards import Card, show_targets
@@ -50,7 +50,7 @@ def sentence(call: Callable[[], Any], kind: type[Exception] = EngineError) -> st
 
 
 def full(file: str = "vision.sm80.trt.engine", **changes: Any) -> EngineRecord:
-    values = {"product": "tensorrt", "version": FULL, "gpu": A100.name, "settings": {"strip_weights": False}}
+    values = {"product": "tensorrt", "version": FULL, "gpu": A100.name, "settings": BuildSettings(1 << 30)}
     return make_engine(file, **(values | changes))
 
 
@@ -220,7 +220,7 @@ def test_stripped_engines_get_their_weights_back(tmp_path: Path, machine: Callab
     machine(product="tensorrt", version=FULL)
     manifest = make_manifest()
     content = fake.plan(manifest.inputs, manifest.outputs, stripped=True)
-    bundle = make_bundle(tmp_path / "b", full(settings={"strip_weights": True}), content=content)
+    bundle = make_bundle(tmp_path / "b", full(settings=BuildSettings(1 << 30, strip_weights=True)), content=content)
     open_bundle("tensorrt", bundle, OpenOptions()).close()
     assert fake.state.refitted == [str(bundle.path / "vision.onnx")]
     (bundle.path / "vision.onnx").write_bytes(b"GRAPH")
@@ -279,7 +279,7 @@ def test_the_command_rebuilds_the_same_bundle(config: EarlyTomConfig) -> None:
 
 
 def test_the_command_keeps_how_the_engine_was_built() -> None:
-    settings = {"strip_weights": True, "optimization_level": 4}
+    settings = BuildSettings(1 << 30, 4, strip_weights=True)
     record = full(compatibility="ampere+", version_compatible=True, settings=settings)
     words = shlex.split(rebuild_command(large(CONFIGS[0], record), "tensorrt", "sm90"))
     given = export_parser().parse_args(words[1:])

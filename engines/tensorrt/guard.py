@@ -121,9 +121,9 @@ def rebuild_command(bundle: Bundle, name: str, target: str) -> str:
         if record.compatibility != "none":
             words += ["--hardware-compatibility", record.compatibility]
         words += ["--version-compatible"] * record.version_compatible
-        words += ["--strip-weights"] * bool(record.settings.get("strip_weights"))
-        if record.settings.get("optimization_level") is not None:
-            words += ["--optimization-level", str(record.settings["optimization_level"])]
+        words += ["--strip-weights"] * record.settings.strip_weights
+        if record.settings.optimization_level is not None:
+            words += ["--optimization-level", str(record.settings.optimization_level)]
     return build_command(bundle.path, product.name, "--for", ",".join(sort_targets(targets)), *words)
 
 
@@ -132,7 +132,7 @@ def _preference(record: EngineRecord, card: Card) -> tuple[Any, ...]:
     general = ("none", "same-cc", "ampere+").index(record.compatibility)
     return (
         record.gpu not in (None, card.name), general, record.version_compatible,
-        bool(record.settings.get("strip_weights")), len(record.targets), record.file,
+        record.settings.strip_weights, len(record.targets), record.file,
     )  # fmt: skip
 
 

@@ -215,7 +215,7 @@ def load_engine(trt: Any, bundle: Bundle, record: EngineRecord, card: Card, devi
             said = f"cannot load {record.file} on {card.name} ({logger.last_words()})"
             raise EngineError(f"{title} {trt.__version__} {said}; built anew: {again}")
         del data
-        if record.settings.get("strip_weights"):
+        if record.settings.strip_weights:
             bundle.verify(*(file for file in (MODEL, f"{MODEL}.data") if file in bundle.manifest.files))
             refit(trt, engine, bundle.file(MODEL), logger)
     return LoadedEngine(trt, engine, runtime, logger)
