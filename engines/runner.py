@@ -29,8 +29,8 @@ Frames = Tensor | NDArray[np.uint8]
 class Runner(Protocol):
     """An engine, opened. Use it as a context manager, or `close` it.
 
-    name: of the engine; device: where its outputs lie and frames need not be moved; why: on what it runs and how it came
-    to be chosen, for people; passed: the better engines that cannot run here, each with the reason; thread_safe:
+    name: of the engine; device: where its outputs lie and frames need not be moved; why: on what it runs and how it
+    came to be chosen, for people; passed: the better engines that cannot run here, each with the reason; thread_safe:
     whether several threads may be in `run` at once.
     """
 
