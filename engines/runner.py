@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -28,11 +29,13 @@ Frames = Tensor | NDArray[np.uint8]
 class Runner(Protocol):
     """An engine, opened. Use it as a context manager, or `close` it.
 
-    name: of the engine; why: on what it runs and how it came to be chosen, for people; passed: the better engines that
-    cannot run here, each with the reason; thread_safe: whether several threads may be in `run` at once.
+    name: of the engine; device: where its outputs lie and frames need not be moved; why: on what it runs and how it
+    came to be chosen, for people; passed: the better engines that cannot run here, each with the reason; thread_safe:
+    whether several threads may be in `run` at once.
     """
 
     name: str
+    device: torch.device
     why: str
     passed: tuple[str, ...]
     inputs: tuple[TensorSpec, ...]

@@ -112,7 +112,7 @@ def build_engines(job: Job, bundle: Bundle, progress: Progress) -> tuple[EngineR
             if manifest.dtype != "fp32":  # TensorRT has no fused attention in float32, so there it is no news
                 for warning in summary.warnings:
                     progress.say(f"warning: {record.file}: {warning}")
-            records.append(replace(record, settings=record.settings | {"inspected": summary.to_dict()}))
+            records.append(replace(record, settings=replace(record.settings, inspected=summary.inspection())))
     return tuple(records)
 
 
@@ -127,8 +127,8 @@ def look_at(bundle: Bundle, record: EngineRecord) -> EngineSummary:
     path = bundle.path / record.file
     if product_of(record.product).ahead_of_time:
         return inspect_plan(path, bundle.manifest)
-    stripped = record.settings.get("strip_weights")
-    return inspect_file(path, record.product, bundle.manifest, bundle.path / MODEL if stripped else None)
+    graph = bundle.path / MODEL if record.settings.strip_weights else None
+    return inspect_file(path, record.product, bundle.manifest, graph)
 
 
 def _step(progress: Progress, name: str, step: str) -> None:

@@ -134,11 +134,11 @@ def _engines(manifest: Manifest) -> str:
     """What the engines are made of, as far as it could be seen where they were built."""
     lines = []
     for engine in manifest.engines:
-        found = engine.settings.get("inspected")
-        if not found:
+        found = engine.settings.inspected
+        if found is None:
             continue
-        seen = f"{found['fused']} of {found['attention']} attentions fused"
-        lines.append(f"- `{engine.file}`: " + "; ".join(found["warnings"] or [seen]))
+        seen = f"{found.fused} of {found.attention} attentions fused"
+        lines.append(f"- `{engine.file}`: " + "; ".join(found.warnings or [seen]))
     return "## Engines\n\n" + "\n".join(lines) if lines else ""
 
 

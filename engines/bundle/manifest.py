@@ -60,6 +60,31 @@ class TokenCounts:
 
 
 @dataclass(frozen=True)
+class Inspection:
+    """What was seen of an engine where it was built: an EngineSummary, with its `attention` and `fused` counted."""
+
+    kernels: int
+    attention: int
+    fused: int
+    unfused: tuple[str, ...]
+    fused_kernels: tuple[str, ...]
+    other_types: tuple[tuple[str, str], ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """How an engine was built, as BuildOptions has it; inspected: None where nobody looked."""
+
+    workspace: int
+    optimization_level: int | None = None
+    strip_weights: bool = False
+    detailed: bool = True
+    tf32: bool = False
+    inspected: Inspection | None = dataclasses.field(default=None, metadata={"may_lack": True})  # as gpu_check's do
+
+
+@dataclass(frozen=True)
 class EngineRecord:
     """A TensorRT engine: what built it, for which cards ("sm80"), and on which (gpu and driver, None without one)."""
 
@@ -72,10 +97,9 @@ class EngineRecord:
     gpu: str | None
     driver: str | None
     cuda: str | None
-    settings: dict[str, Any]
+    settings: BuildSettings
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "settings", _plain(self.settings, f"the settings of {self.file}"))
         for name, allowed in (("product", PRODUCTS), ("compatibility", COMPATIBILITY)):
             if getattr(self, name) not in allowed:
                 raise BundleError(
@@ -237,7 +261,9 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
             raise BundleError(f"{where}: {error}") from None
     if is_dataclass(kind) and isinstance(kind, type) and isinstance(value, dict):
         names = {field.name for field in fields(kind)}
-        odd = [f"unknown {n}" for n in sorted(value.keys() - names)] + [f"no {n}" for n in sorted(names - value.keys())]
+        needed = {field.name for field in fields(kind) if "may_lack" not in field.metadata}
+        odd = [f"unknown {n}" for n in sorted(value.keys() - names)]
+        odd += [f"no {n}" for n in sorted(needed - value.keys())]
         if odd:
             raise BundleError(f"{where} has {', '.join(odd)}")
         hints = typing.get_type_hints(kind)
