@@ -85,11 +85,12 @@ def _open(name: str, bundle: Bundle, options: OpenOptions) -> Runner:
 def _load(name: str) -> ModuleType:
     """The module of an engine. Raises EngineError when its package is not there, or cannot be imported."""
     engine = ENGINES[name]
+    home = f"engines.{engine.runs_in}"
     if importlib.util.find_spec(engine.module) is None:
         raise EngineError(f"the engine {name} needs the package {engine.module}, which is not here: {engine.install}")
     try:
-        return importlib.import_module(engine.runs_in)
+        return importlib.import_module(home)
     except ImportError as error:
-        if error.name == engine.runs_in:
+        if error.name == home:
             raise EngineError(f"this version of earlytom-export does not run {name} engines yet") from None
         raise EngineError(f"the package {engine.module} cannot be imported: {first_line(error)}") from error

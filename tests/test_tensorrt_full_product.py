@@ -19,7 +19,7 @@ from engines.tensorrt import build as tensorrt_build
 from engines.tensorrt import network as tensorrt_network
 from engines.tensorrt import worker as tensorrt_worker
 from engines.tensorrt.build import BuildOptions, build_engine, probe_build
-from export.engines import look_at
+from export.build import look_at
 from tests.fake_tensorrt_builder import RECORDS, fake_tensorrt, record
 from tests.tensorrt_graphs import exported
 
@@ -177,7 +177,7 @@ def test_looking_at_an_engine_gives_weights_to_a_stripped_one_only(
     trt.state.inspected = json.dumps({"Layers": []})
     record = build(tmp_path, strip_weights=stripped)
     bundle = Bundle(tmp_path, exported("fp16", 20)[1])
-    assert look_at(bundle, record).attention
+    assert look_at(bundle, record, tmp_path).attention
     assert trt.state.refitted == ([str(tmp_path / "vision.onnx")] if stripped else [])
 
 

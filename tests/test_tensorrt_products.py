@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from earlytom.errors import EngineError
-from engines import products as products
+from engines import cards, products
 from engines.cards import CARDS, Card, current_card
 from engines.products import ENGINES, PRODUCTS, import_product, parse_targets
 
@@ -20,7 +20,7 @@ from engines.products import ENGINES, PRODUCTS, import_product, parse_targets
 def test_the_table_of_engines_names_what_is_there() -> None:
     assert list(ENGINES)[-1] == "torch" and [name for name, e in ENGINES.items() if e.needs_weights] == ["torch"]
     for engine in ENGINES.values():
-        home = importlib.import_module(engine.runs_in)
+        home = importlib.import_module(f"engines.{engine.runs_in}")
         assert callable(home.probe) and callable(home.open_bundle)
     assert all(target in set(CARDS.values()) for product in PRODUCTS.values() for target in product.targets)
 
