@@ -22,8 +22,11 @@ COMPATIBILITY = ("none", "ampere+", "same-cc")  # levels that a TensorRT engine 
 
 @dataclass(frozen=True)
 class Engine:
-    """What runs a bundle. module: the package it needs, and `install` what gets it; runs_in: the module of
-    engines/ with `probe` and `open_bundle`, see runner.py; needs_weights: it computes from the checkpoint, not from a file."""
+    """What runs a bundle. module: the package it needs, and `install` what gets it.
+
+    runs_in: the module of engines/ with `probe` and `open_bundle`, see runner.py; needs_weights: it computes from the
+    checkpoint, not from a file.
+    """
 
     name: str
     title: str

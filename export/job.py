@@ -18,6 +18,7 @@ from earlytom.flops import TowerCost, tower_cost
 from earlytom.shapes import StaticShapes, derive_shapes
 from earlytom.video import verification_clips
 from engines.bundle.manifest import MODEL, request_key
+from engines.paths import named_path
 from engines.tensorrt.build import BuildOptions, engine_file_name
 
 from .build import build_options, choose_engines
@@ -173,6 +174,7 @@ def plan_job(options: ExportOptions) -> Job:
     if output is None:
         name = re.sub(r"[^A-Za-z0-9.-]+", "-", Path(identity.name).name).strip("-") or "checkpoint"
         output = Path("bundles") / f"{name}-r{config.retain:g}"
+    named_path(output, "the output")
     video = None
     if options.video is not None:
         video = verification_clips(

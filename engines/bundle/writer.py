@@ -53,8 +53,9 @@ class BundleWriter:
                 self.output.lstat()  # finds a name that is too long, before the work
         except OSError as error:
             self._clean()
-            why = "" if error.errno == errno.ENAMETOOLONG else f"{parent} is not writable "
-            raise BundleError(f"{self.output} cannot be made: {why}({error.strerror})") from None
+            long = error.errno == errno.ENAMETOOLONG
+            why = error.strerror if long else f"{parent} is not writable ({error.strerror})"
+            raise BundleError(f"{self.output} cannot be made: {why}") from None
         except BaseException:
             self._clean()
             raise
