@@ -59,7 +59,6 @@ NEWLINES = ("one_token", "grid", "no_token")
 
 # Shares of T that the merge layers leave: about what tau = .3-.5 gives on redundant video (docs/method.md, section 4).
 BUDGET_SHARES = (0.625, 0.375, 0.25)
-PUBLISHED_INNER, PUBLISHED_LLM_LAYERS = 18, 28  # inner merging before layer 18 of Qwen2-7B's 28
 
 
 def default_budgets(frames: int, retain: float, merges: int) -> tuple[int, ...]:
@@ -217,18 +216,6 @@ class EarlyTomConfig:
         if not isinstance(values, dict):
             raise ConfigError(f"the configuration is a JSON {type(values).__name__}, it must be an object of settings")
         return cls.from_dict(values)
-
-
-def published_inner(llm_layers: int | None = None) -> InnerMerging | None:
-    """Inner merging before layer 18 at ratio .5, as published for LLaVA-OneVision-7B, whose LLM has 28 layers.
-
-    In an LLM of 18 layers or fewer it is the layer of the same relative depth, at least 1; with a single layer there is
-    none before which to merge: None.
-    """
-    if llm_layers is None or llm_layers > PUBLISHED_INNER:
-        return InnerMerging(layer=PUBLISHED_INNER, ratio=0.5)
-    layer = max(1, PUBLISHED_INNER * llm_layers // PUBLISHED_LLM_LAYERS)
-    return InnerMerging(layer=layer, ratio=0.5) if layer < llm_layers else None
 
 
 def _inner_from_dict(values: Mapping[str, Any]) -> InnerMerging:

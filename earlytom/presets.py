@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from .config import EarlyTomConfig, InnerMerging, published_inner
+from .config import EarlyTomConfig, InnerMerging
 from .errors import ConfigError
 
 RATIOS = (0.10, 0.15, 0.20, 0.25)
@@ -25,6 +25,7 @@ LLAVA_VIDEO_PRESETS: dict[tuple[str, float], tuple[float, tuple[int, ...]]] = {
     ("longvideobench", 0.25): (0.8, (6, 21, 23)),
 }
 PUBLISHED_DEPTH = 26  # encoder layers used of so400m: what the layer numbers above refer to
+PUBLISHED_INNER, PUBLISHED_LLM_LAYERS = 18, 28  # inner merging before layer 18 of Qwen2-7B's 28
 
 
 def preset(
@@ -56,6 +57,18 @@ def preset(
         settings |= {"frames": 64, "pooling": "average", "newline": "grid"}
     settings |= {"tau": tau, "merge_layers": layers if depth is None else scale_layers(layers, depth)}
     return EarlyTomConfig(**(settings | changes))
+
+
+def published_inner(llm_layers: int | None = None) -> InnerMerging | None:
+    """Inner merging before layer 18 at ratio .5, as published for LLaVA-OneVision-7B, whose LLM has 28 layers.
+
+    In an LLM of 18 layers or fewer it is the layer of the same relative depth, at least 1; with a single layer there is
+    none before which to merge: None.
+    """
+    if llm_layers is None or llm_layers > PUBLISHED_INNER:
+        return InnerMerging(layer=PUBLISHED_INNER, ratio=0.5)
+    layer = max(1, PUBLISHED_INNER * llm_layers // PUBLISHED_LLM_LAYERS)
+    return InnerMerging(layer=layer, ratio=0.5) if layer < llm_layers else None
 
 
 def scale_layers(layers: tuple[int, ...], depth: int) -> tuple[int, ...]:

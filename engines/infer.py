@@ -76,13 +76,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from earlytom.video import check_explanation_path, read_frames
+    from earlytom.video import check_picture_path, read_frames
 
     from .bundle.reader import read_bundle
     from .opening import open_pipeline
 
     if arguments.explain:
-        check_explanation_path(arguments.explain)
+        check_picture_path(arguments.explain)
     bundle = read_bundle(arguments.bundle)
     config, side = bundle.manifest.config, bundle.manifest.geometry.image_size
     # The video before the models: it is cheap, and what is most often wrong.

@@ -1,33 +1,51 @@
-"""The commands `earlytom-export` and `earlytom-verify`: parse, call, print."""
+"""The commands `earlytom-export`, `earlytom-build` and `earlytom-verify`: parse, call, print."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import TypeVar
 
 from earlytom.config import METHODS, POOLING
+from earlytom.dtypes import DTYPES
 from earlytom.presets import PRESETS
-from engines.bundle.manifest import COMPATIBILITY
-from engines.command import guarded
+from engines.command import Parser, guarded
+from engines.products import COMPATIBILITY, PRODUCTS
 
-from .settings import numbers
+from .progress import Progress
+from .settings import ENGINE_NAMES, EngineOptions, ExportOptions
 
-ENGINE_NAMES = ("auto", "onnxruntime", "tensorrt", "tensorrt-rtx", "none")
 REAL_CHECKPOINT = "lmms-lab/llava-onevision-qwen2-7b-ov"
+Options = TypeVar("Options", bound=EngineOptions)
 
 
-def export_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="earlytom-export",
-        description="Export the vision tower of a video LLM with EarlyTom in static shapes: ONNX, engines, a parity "
+def numbers(text: str) -> tuple[int, ...]:
+    """Argument type: whole numbers separated by commas; an empty text is none."""
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 20,12,8") from None
+
+
+def filled(kind: type[Options], arguments: argparse.Namespace) -> Options:
+    """The options that were typed: arguments and fields have the same names, and the fields' defaults."""
+    return kind(**{field.name: getattr(arguments, field.name) for field in fields(kind)})
+
+
+def export_parser() -> Parser:
+    parser = Parser(
+        "earlytom-export",
+        "Export the vision tower of a video LLM with EarlyTom in static shapes: ONNX, engines, a parity "
         "report, in one bundle. Without --checkpoint it exports the built-in demo.",
     )
     add = parser.add_argument
-    add("--checkpoint", default="demo", metavar="PATH|HUB_ID", help="directory, hub id, or demo (default)")
+    add("--checkpoint", metavar="PATH|HUB_ID", help="directory, hub id, or demo (default %(default)s)")
     add("--retain", type=float, metavar="R", help="share of visual tokens that reach the LLM (default 0.2)")
-    add("--preset", default="videomme", choices=sorted(PRESETS), help="published settings (default videomme)")
+    add("--preset", choices=sorted(PRESETS), help="published settings (default %(default)s)")
     add("--frames", type=int, metavar="T", help="frames sampled from a video (default 32; LLaVA-Video 64)")
     add("--merge-layers", type=numbers, metavar="A,B,C", help="encoder layers after which frames are merged")
     add("--frame-budgets", type=numbers, metavar="A,B,C", help="frames left after each of them")
@@ -38,28 +56,39 @@ def export_parser() -> argparse.ArgumentParser:
     add("--pooling", choices=POOLING, help="in place of the checkpoint's own, for example average for LLaVA-Video")
     add("--inner-layer", type=int, metavar="K", help="LLM layer before which visual tokens are merged, 0 for none")
     add("--inner-ratio", type=float, metavar="RHO", help="share of the visual tokens merged there (default 0.5)")
-    add("--inner-method", default=METHODS[0], choices=METHODS, help="how they are chosen")
+    add("--inner-method", choices=METHODS, help="how they are chosen")
     add("--from-environment", action="store_true", help="read RETAIN_RATIO, T, M, EMA, PRUNE_LAYERS, ... as defaults")
-    add("--dtype", default="fp32", choices=("fp32", "fp16", "bf16"), help="of weights and activations (default fp32)")
-    add("--batch", type=int, default=1, metavar="V", help="videos a call (default 1)")
+    add("--dtype", choices=tuple(DTYPES), help="of weights and activations (default %(default)s)")
+    add("--batch", type=int, metavar="V", help="videos a call (default %(default)s)")
     add("--opset", type=int, help="18 to 20, or 23 with its Attention operator")
-    add("--engine", default="auto", metavar="E[,E]", help=f"of {', '.join(ENGINE_NAMES)} (default auto)")
-    add("--for", dest="targets", metavar="CARD[,CARD]", help="of a TensorRT-RTX engine: a100,rtx4090 or sm80,sm89")
-    add("--hardware-compatibility", default="none", choices=COMPATIBILITY, help="of a TensorRT engine")
-    add("--version-compatible", action="store_true", help="a TensorRT engine that later versions run too")
-    add("--strip-weights", action="store_true", help="a TensorRT engine that takes its weights from the graph")
-    add("--workspace", type=float, default=4.0, metavar="GIB", help="memory a TensorRT kernel may use (default 4)")
-    add("--optimization-level", type=int, choices=range(6), metavar="0..5", help="how long TensorRT searches")
-    add("--timing-cache", type=Path, metavar="DIR", help="where TensorRT keeps kernel times across builds")
+    add("--engine", metavar="E[,E]", help=f"of {', '.join(ENGINE_NAMES)} (default %(default)s)")
+    _add_engine_options(parser)
     add("--output", type=Path, metavar="DIR", help="the bundle (default bundles/<checkpoint>-r<retain>)")
     add("--force", action="store_true", help="replace an earlier bundle")
     add("--dry-run", action="store_true", help="print the plan and exit")
-    add("--verify", action=argparse.BooleanOptionalAction, default=True, help="check parity before writing")
+    add("--verify", action=argparse.BooleanOptionalAction, help="check parity before writing")
     add("--video", type=Path, metavar="FILE", help="clip to verify on (default a synthetic one)")
     add("--save-tensors", type=Path, metavar="DIR", help="write the verified tensors in Polygraphy's format")
-    add("--json", action="store_true", help="print the result as JSON on standard output")
-    add("--quiet", action="store_true", help="no progress")
+    _add_output_options(parser)
+    parser.set_defaults(**{field.name: field.default for field in fields(ExportOptions)})
     return parser
+
+
+def _add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """How engines are built, the same for exporting and for building."""
+    add = parser.add_argument
+    add("--for", dest="targets", metavar="CARD[,CARD]", help="of a TensorRT-RTX engine: a100,rtx4090 or sm80,sm89")
+    add("--hardware-compatibility", choices=COMPATIBILITY, help="of a TensorRT engine")
+    add("--version-compatible", action="store_true", help="a TensorRT engine that later versions run too")
+    add("--strip-weights", action="store_true", help="a TensorRT engine that takes its weights from the graph")
+    add("--workspace", type=float, metavar="GIB", help="memory a TensorRT kernel may use (default %(default)g)")
+    add("--optimization-level", type=int, choices=range(6), metavar="0..5", help="how long TensorRT searches")
+    add("--timing-cache", type=Path, metavar="DIR", help="where TensorRT keeps kernel times across builds")
+
+
+def _add_output_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,32 +100,74 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--engine: {', '.join(unknown)!r} is not one of {', '.join(ENGINE_NAMES)}")
 
     def run() -> int:
-        from .job import plan_job, run_job
+        options = filled(ExportOptions, arguments)
+        if options.checkpoint == "demo" and not arguments.quiet:
+            print(
+                "Exporting the built-in demo checkpoint: real geometry, random weights, answers that mean nothing. For "
+                f"a real one: earlytom-export --checkpoint {REAL_CHECKPOINT} --retain 0.2 --dtype fp16",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
+        from .job import plan_job  # torch and all that makes a graph
 
-        job = plan_job(arguments)
+        progress = Progress(quiet=arguments.quiet)
+        job = plan_job(options, progress.say)
         if arguments.dry_run:
             print(json.dumps(job.to_dict(), indent=2) if arguments.json else job.describe())
             return 0
-        result = run_job(job)
+        from .run import run_job
+
+        result = run_job(job, progress)
         if arguments.json:
-            print(json.dumps(result, indent=2))
+            print(json.dumps(result.to_dict(), indent=2))
         return 0
 
     return guarded("earlytom-export", run)
 
 
-def verify_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="earlytom-verify",
-        description="Measure a bundle's parity again: oracle, static tower, ONNX Runtime, every engine that runs here.",
+def build_parser() -> Parser:
+    parser = Parser(
+        "earlytom-build",
+        "Add a TensorRT engine to a bundle, built from its graph; the checkpoint is not needed. An engine "
+        "with the same file name is replaced. The engine is not verified: earlytom-verify BUNDLE does that.",
+    )
+    add = parser.add_argument
+    add("bundle", type=Path, metavar="BUNDLE", help="directory that earlytom-export made")
+    add("--engine", required=True, choices=tuple(PRODUCTS), help="tensorrt builds on this machine's card")
+    _add_engine_options(parser)
+    _add_output_options(parser)
+    parser.set_defaults(**{field.name: field.default for field in fields(EngineOptions)})
+    return parser
+
+
+def build_main(argv: Sequence[str] | None = None) -> int:
+    """`earlytom-build BUNDLE`: exit status 0, 1 with one sentence on an error, 130 when interrupted."""
+    arguments = build_parser().parse_args(argv)
+
+    def run() -> int:
+        from .run import Result, add_engine
+
+        progress = Progress(("read", "build"), quiet=arguments.quiet)
+        bundle = add_engine(arguments.bundle, filled(EngineOptions, arguments), progress=progress)
+        record = bundle.manifest.engines[-1]
+        progress.say(f"added {record.file} to {bundle.path}; not verified yet: earlytom-verify {bundle.path}")
+        if arguments.json:
+            print(json.dumps(Result(bundle, seconds=progress.seconds).to_dict(), indent=2))
+        return 0
+
+    return guarded("earlytom-build", run)
+
+
+def verify_parser() -> Parser:
+    parser = Parser(
+        "earlytom-verify",
+        "Measure a bundle's parity again: oracle, static tower, ONNX Runtime, every engine that runs here.",
     )
     add = parser.add_argument
     add("bundle", type=Path, metavar="BUNDLE", help="directory that earlytom-export made")
     add("--video", type=Path, metavar="FILE", help="clip to verify on (default a synthetic one)")
     add("--checkpoint", metavar="PATH|HUB_ID", help="the weights, if they are not where the bundle says")
     add("--save-tensors", type=Path, metavar="DIR", help="write inputs and outputs in Polygraphy's format")
-    add("--json", action="store_true", help="print the results as JSON")
-    add("--quiet", action="store_true", help="print nothing but errors")
+    _add_output_options(parser)
     return parser
 
 
@@ -105,11 +176,22 @@ def verify_main(argv: Sequence[str] | None = None) -> int:
     arguments = verify_parser().parse_args(argv)
 
     def run() -> int:
-        from .job import verify_again
+        from dataclasses import replace
 
-        passed, text = verify_again(arguments)
-        if not arguments.quiet or arguments.json:
-            print(text)
-        return 0 if passed else 1
+        from engines.bundle.reader import read_bundle
+
+        from .report import render_report
+        from .run import verify_again
+
+        bundle = read_bundle(arguments.bundle)
+        report = verify_again(
+            bundle, video=arguments.video, checkpoint=arguments.checkpoint, save_tensors=arguments.save_tensors,
+            progress=Progress(("verify",), quiet=arguments.quiet or arguments.json),
+        )  # fmt: skip
+        if arguments.json:
+            print(json.dumps({"passed": report.passed, "hops": [hop.to_dict() for hop in report.hops]}, indent=2))
+        elif not arguments.quiet:
+            print(render_report(replace(bundle.manifest, parity=report.hops)))
+        return 0 if report.passed else 1
 
     return guarded("earlytom-verify", run)

@@ -1,39 +1,97 @@
-"""From what the user typed to one checked configuration."""
+"""What a user asks of an export, and the one checked configuration it comes to."""
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from earlytom.checkpoint import CheckpointIdentity
-from earlytom.config import EarlyTomConfig, InnerMerging, published_inner
+from earlytom.config import METHODS, EarlyTomConfig, InnerMerging
 from earlytom.errors import ConfigError
-from earlytom.presets import environment_settings, preset
+from earlytom.presets import environment_settings, preset, published_inner
+from engines.products import COMPATIBILITY, ENGINES
 
-GIVEN = ("retain", "frames", "merge_layers", "frame_budgets", "tau", "max_window", "ema", "contextual")
+if TYPE_CHECKING:
+    from earlytom.checkpoint import CheckpointIdentity
+
+ENGINE_NAMES = ("auto", *(name for name, engine in ENGINES.items() if not engine.needs_weights), "none")
 
 
-def numbers(text: str) -> tuple[int, ...]:
-    """Argument type: whole numbers separated by commas; an empty text is none."""
-    try:
-        return tuple(int(part) for part in text.split(",") if part.strip())
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 20,12,8") from None
+@dataclass(frozen=True)
+class EngineOptions:
+    """Which engines to build and how: options of `earlytom-export` and of `earlytom-build`, with their defaults.
+
+    engine: of ENGINE_NAMES, separated by commas. The rest is of TensorRT's engines. targets: the cards that TensorRT
+    for RTX builds for, such as "a100,rtx4090" or "sm80,sm89"; hardware_compatibility: of COMPATIBILITY;
+    version_compatible: later versions run it too; strip_weights: it takes its weights from the graph; workspace: GiB
+    that a kernel may use; optimization_level: 0 to 5; timing_cache: a directory for kernel times, kept across builds.
+    """
+
+    engine: str = "auto"
+    targets: str | None = None
+    hardware_compatibility: str = COMPATIBILITY[0]
+    version_compatible: bool = False
+    strip_weights: bool = False
+    workspace: float = 4.0
+    optimization_level: int | None = None
+    timing_cache: Path | str | None = None
+
+
+@dataclass(frozen=True)
+class ExportOptions(EngineOptions):
+    """What to export: the options of `earlytom-export`, by the same names and with the same defaults.
+
+    checkpoint: a directory, a hub id, or "demo". None is what the preset, the checkpoint or the machine decides: retain
+    to ema as in EarlyTomConfig; pooling in place of the checkpoint's; inner_layer: LLM layer before which visual tokens
+    are merged, 0 for none; from_environment: read the released code's variables as defaults. dtype: of weights and
+    activations; batch: videos a call; output: the bundle, by default bundles/<checkpoint>-r<retain>; force: replace an
+    earlier one; verify: check parity before writing, on `video` or synthetic clips; save_tensors: a directory for the
+    verified tensors in Polygraphy's format.
+    """
+
+    checkpoint: str = "demo"
+    retain: float | None = None
+    preset: str = "videomme"
+    frames: int | None = None
+    merge_layers: tuple[int, ...] | None = None
+    frame_budgets: tuple[int, ...] | None = None
+    tau: float | None = None
+    max_window: int | None = None
+    ema: float | None = None
+    contextual: float | None = None
+    pooling: str | None = None
+    inner_layer: int | None = None
+    inner_ratio: float | None = None
+    inner_method: str = METHODS[0]
+    from_environment: bool = False
+    dtype: str = "fp32"
+    batch: int = 1
+    opset: int | None = None
+    output: Path | str | None = None
+    force: bool = False
+    verify: bool = True
+    video: Path | str | None = None
+    save_tensors: Path | str | None = None
+
+
+# Options that are settings of the method, by the same name; pooling depends on the checkpoint too.
+GIVEN = ({f.name for f in fields(ExportOptions)} & {f.name for f in fields(EarlyTomConfig)}) - {"pooling"}
 
 
 def resolve(
-    arguments: argparse.Namespace, identity: CheckpointIdentity, environ: Mapping[str, str] = os.environ
+    options: ExportOptions, identity: CheckpointIdentity, environ: Mapping[str, str] = os.environ
 ) -> EarlyTomConfig:
-    """The configuration for this checkpoint: preset, then environment variables if asked for, then what was typed.
+    """The configuration for this checkpoint: preset, then environment variables if asked for, then the options.
 
     Pooling, newlines and the scale of the published layer numbers come from the checkpoint. Raises ConfigError.
     """
-    settings = environment_settings(environ) if arguments.from_environment else {}
-    settings |= {name: getattr(arguments, name) for name in GIVEN if getattr(arguments, name) is not None}
-    inner = _inner(arguments, identity, settings.pop("inner", None))
+    settings = environment_settings(environ) if options.from_environment else {}
+    settings |= {name: value for name in GIVEN if (value := getattr(options, name)) is not None}
+    inner = _inner(options, identity, settings.pop("inner", None))
     return preset(
-        arguments.preset,
+        options.preset,
         settings.pop("retain", 0.2),
         model="llava-video" if identity.newline == "grid" else "llava-onevision",
         depth=identity.geometry.layers,
@@ -42,19 +100,26 @@ def resolve(
 
 
 def _inner(
-    arguments: argparse.Namespace, identity: CheckpointIdentity, from_environment: InnerMerging | None
+    options: ExportOptions, identity: CheckpointIdentity, from_environment: InnerMerging | None
 ) -> InnerMerging | None:
     """What to merge inside the LLM: typed, or from the environment, or as published for an LLM of this depth."""
     layers = identity.language_layers
     published = from_environment or published_inner(layers)
-    if arguments.inner_layer == 0 or (published is None and arguments.inner_layer is None):
+    layer = options.inner_layer
+    if layer is None and published is not None:
+        layer = published.layer
+    if not layer:
         return None
-    published = published or InnerMerging(arguments.inner_layer)
-    layer = published.layer if arguments.inner_layer is None else arguments.inner_layer
-    ratio = published.ratio if arguments.inner_ratio is None else arguments.inner_ratio
+    published = published or InnerMerging(layer)
+    ratio = published.ratio if options.inner_ratio is None else options.inner_ratio
     if layer >= layers:
         raise ConfigError(
             f"inner layer {layer} does not exist: the LLM has {layers} layers, so it must lie in 1..{layers - 1}, "
             "or be 0 for no inner merging"
         )
-    return InnerMerging(layer=layer, ratio=ratio, method=arguments.inner_method)
+    return InnerMerging(layer=layer, ratio=ratio, method=options.inner_method)
+
+
+def merging_text(config: EarlyTomConfig) -> str:
+    """The settings of frame merging, for people."""
+    return f"tau {config.tau:g}, M {config.max_window}, ema {config.ema:g}"

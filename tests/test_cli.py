@@ -14,12 +14,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from earlytom.errors import EngineError
+from earlytom.errors import BundleError, EngineError
 from earlytom.video.clips import synthetic_clip
+from engines.bundle.manifest import EngineRecord
 from engines.bundle.reader import read_bundle
+from engines.bundle.writer import BundleWriter
 from engines.infer import main as infer
 from engines.opening import open_runner
-from export.cli import main, verify_main
+from engines.tensorrt.build import engine_file_name
+from export import EngineOptions, ExportOptions, add_engine
+from export.cli import build_main, export_parser, filled, main, verify_main
+from export.job import plan_job
 from tests import clips
 from tests.cases import TINY
 
@@ -59,8 +64,11 @@ def test_a_bundle_holds_what_it_should(bundle):
 
 
 def test_the_same_input_gives_the_same_bundle(bundle, tmp_path, capsys):
-    again = tmp_path / "again"
-    assert main([*SMALL, "--retain", "0.25", "--output", str(again)]) == 0
+    again, tensors = tmp_path / "again", tmp_path / "tensors"
+    save = ["--save-tensors", str(tensors)]
+    assert main([*SMALL, "--retain", "0.25", "--output", str(again), *save]) == 0
+    saved = {path.name: path.read_bytes() for path in tensors.iterdir()}
+    assert "inputs.json" in saved
     for name in ("vision.onnx", "vision.onnx.data", "report.md", "manifest.json"):
         assert (bundle / name).read_bytes() == (again / name).read_bytes()
     before = {path.name: path.stat().st_mtime_ns for path in again.iterdir()}
@@ -68,6 +76,10 @@ def test_the_same_input_gives_the_same_bundle(bundle, tmp_path, capsys):
     assert main([*SMALL, "--retain", "0.25", "--output", str(again), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["skipped"] is True and time.perf_counter() - start < 5
     assert {path.name: path.stat().st_mtime_ns for path in again.iterdir()} == before
+    shutil.rmtree(tensors)
+    assert main([*SMALL, "--retain", "0.25", "--output", str(again), "--json", *save]) == 0
+    assert json.loads(capsys.readouterr().out)["skipped"] is True
+    assert {path.name: path.read_bytes() for path in tensors.iterdir()} == saved
     line = refused([*SMALL, "--retain", "0.5", "--output", again], capsys)
     assert "--force" in line or "force" in line
     assert {path.name: path.stat().st_mtime_ns for path in again.iterdir()} == before
@@ -101,8 +113,12 @@ def test_dry_run_says_what_would_be_written_and_writes_nothing(tmp_path, capsys)
     assert not output.exists()
     assert main([*argv, "--output", str(output), "--dry-run", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
-    assert plan["stage_frames"] == [32, 20, 12, 8] and plan["tokens"]["after"] == 1257
+    assert plan["stage_frames"] == [32, 20, 12, 8]
+    assert plan["tokens"] == {"before": 6272, "after": 1257, "patches_per_frame": 157}
     assert 0 < plan["cost"]["flops_after"] < plan["cost"]["flops_before"]
+    assert main([*argv, "--output", str(output), "--dry-run", "--batch", "2"]) == 0
+    text = capsys.readouterr().out
+    assert "6272 -> 1257 a video" in text and "for a call of 2 videos" in text
 
 
 def test_the_bare_command_exports_the_demo_and_says_so_first(tmp_path, capsys, monkeypatch):
@@ -128,6 +144,7 @@ def test_the_bare_command_exports_the_demo_and_says_so_first(tmp_path, capsys, m
         (["--inner-layer", "9"], "inner layer 9 does not exist: the LLM has 6 layers"),
         (["--engine", "auto,none"], "auto and none go alone"),
         (["--video", "/no/such/clip.mp4"], "/no/such/clip.mp4"),
+        (["--no-verify", "--save-tensors", "tensors"], "the tensors to save are those of verifying"),
     ],
 )
 def test_bad_settings_get_one_sentence_and_leave_nothing(options, says, tmp_path, capsys):
@@ -170,6 +187,129 @@ def test_outputs_that_cannot_be_written_are_refused(tmp_path, capsys, monkeypatc
     line = refused([*SMALL, "--no-verify", "--output", tmp_path / "new" / "bundle"], capsys)
     assert "No space left" in line or "disk is full" in line
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "mine"]
+
+
+BAD_NAMES = {
+    "long": ("x" * 300, "File name too long"),
+    "long, below a new directory": ("new/" + "x" * 300, "File name too long"),
+    "null": ("a\0b", "without null characters"),
+    "no text": ("\udcff", "must be UTF-8"),
+    "below a file": ("file/deep/b", "Not a directory"),
+    "circle": ("circle", "circle"),
+    "a link to a file": ("link", "file"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_paths_that_cannot_be_written_are_refused_before_the_work(name, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("export.run._make_graph", lambda *_: pytest.fail("the work began"))
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    before = sorted(tmp_path.iterdir())
+    path, says = f"{tmp_path}/{BAD_NAMES[name][0]}", BAD_NAMES[name][1]
+    for options in (["--output", path], ["--output", f"{tmp_path}/b", "--save-tensors", path],
+                    ["--output", f"{tmp_path}/b", "--timing-cache", path]):  # fmt: skip
+        assert says in refused([*SMALL, *options], capsys)
+        assert sorted(tmp_path.iterdir()) == before
+    with pytest.raises(BundleError, match=r"does not exist|is a file"):
+        read_bundle(path)
+
+
+def test_the_root_is_no_output(capsys):
+    assert "the output / is a mount point" in refused([*SMALL, "--output", "/"], capsys)
+
+
+def test_a_name_as_long_as_can_be_is_an_output(tmp_path):
+    output = tmp_path / ("é" * 127)
+    with BundleWriter(output) as writer:
+        (writer.path / "x").touch()
+        assert writer.path.parent == tmp_path and not output.exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_video_is_decoded_once_and_float32_weights_are_loaded_once(tmp_path, monkeypatch):
+    """Its frames decide what is written, not its file."""
+    import export.job
+    import export.run
+
+    decoded, loaded = [], []
+    clip, load = export.job.verification_clips, export.run.load
+    monkeypatch.setattr(export.job, "verification_clips", lambda *a, **k: decoded.append(a) or clip(*a, **k))
+    monkeypatch.setattr(export.run, "load", lambda *a, **k: loaded.append(a) or load(*a, **k))
+    video, copy = clips.real("bikes"), tmp_path / "copy.mkv"
+    argv = [*SMALL, "--retain", "0.25", "--output", str(tmp_path / "b")]
+    assert main([*argv, "--video", str(video)]) == 0
+    assert len(decoded) == len(loaded) == 1
+    shutil.copy(video, copy)
+    with open(copy, "ab") as file:
+        file.write(b"trailing bytes")
+    jobs = [plan_job(filled(ExportOptions, export_parser().parse_args([*argv[:-4], "--retain", "0.25", *given])))
+            for given in ([], ["--video", str(video)], ["--video", str(copy)])]  # fmt: skip
+    assert jobs[1].key == jobs[2].key == read_bundle(tmp_path / "b").manifest.request_key != jobs[0].key
+
+
+def fake_build(monkeypatch, content):
+    """TensorRT for RTX, as far as earlytom-build sees it."""
+    def build_engine(onnx_path, manifest, destination, options, *, progress):
+        assert Path(onnx_path).is_file()
+        name = engine_file_name(options)
+        (Path(destination) / name).write_bytes(content())
+        return EngineRecord(name, options.product, "1.7.1", options.targets, "none", False, None, None, None, {})
+
+    monkeypatch.setattr("export.build.probe_build", lambda name: "")
+    monkeypatch.setattr("export.build.build_engine", build_engine)
+
+
+def test_an_engine_is_added_without_the_checkpoint_and_replaced(bundle, tmp_path, capsys, monkeypatch):
+    output = shutil.copytree(bundle, tmp_path / "b")
+    fake_build(monkeypatch, lambda: b"first")
+    monkeypatch.setattr("export.run.load", lambda *_, **__: pytest.fail("the checkpoint was read"))
+    argv = [str(output), "--engine", "tensorrt-rtx"]
+    assert build_main([*argv, "--for", "rtx4090"]) == 0
+    assert f"not verified yet: earlytom-verify {output}" in capsys.readouterr().err
+    added = add_engine(output, EngineOptions(engine="tensorrt-rtx", targets="sm80"))
+    assert [e.file for e in added.manifest.engines] == ["vision.sm89.rtx.engine", "vision.sm80.rtx.engine"]
+    fake_build(monkeypatch, lambda: b"second")
+    assert build_main([*argv, "--for", "sm89", "--json", "--quiet"]) == 0
+    captured = capsys.readouterr()
+    assert sorted(json.loads(captured.out)["engines"]) == ["vision.sm80.rtx.engine", "vision.sm89.rtx.engine"]
+    assert captured.err == ""
+    found = read_bundle(output)
+    assert found.file("vision.sm89.rtx.engine").read_bytes() == b"second"
+    assert [(hop["actual"], hop["status"]) for hop in found.manifest.parity] == [
+        ("static", "passed"), ("onnxruntime", "passed"), ("tensorrt-rtx", "not run")
+    ]  # fmt: skip
+    report = (output / "report.md").read_text()
+    assert "vision.sm89.rtx.engine" in report and "earlytom-verify BUNDLE checks it" in report
+    assert {path.name for path in output.iterdir()} == set(found.manifest.files) | {"manifest.json"}
+    original = read_bundle(bundle).manifest
+    assert all(found.manifest.files[name] == record for name, record in original.files.items() if name != "report.md")
+
+
+def test_a_build_that_fails_leaves_the_bundle_as_it_was(bundle, tmp_path, capsys, monkeypatch):
+    output = shutil.copytree(bundle, tmp_path / "b")
+    before = {path.name: path.read_bytes() for path in output.iterdir()}
+
+    def no_space():
+        raise EngineError("out of memory")
+
+    fake_build(monkeypatch, no_space)
+    for options, says in (
+        (["--engine", "tensorrt-rtx"], "out of memory"),
+        (["--engine", "tensorrt-rtx", "--for", "h100"], "sm90"),
+        (["--engine", "tensorrt-rtx", "--strip-weights"], "does not offer strip_weights"),
+        (["--engine", "tensorrt", "--timing-cache", "/dev/null/x"], "the timing cache /dev/null/x cannot be"),
+    ):
+        assert says in refused([output, *options], capsys, build_main)
+        assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+    assert "is not a bundle" in refused([tmp_path, "--engine", "tensorrt-rtx"], capsys, build_main)
+    for options in ([], ["--engine", "onnxruntime"]):
+        with pytest.raises(SystemExit):
+            build_main([str(output), *options])
+    graph = output / "vision.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1])
+    assert "vision.onnx has" in refused([output, "--engine", "tensorrt-rtx"], capsys, build_main)
 
 
 def test_an_engine_without_its_package_is_refused(tmp_path, capsys, monkeypatch):

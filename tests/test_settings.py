@@ -1,6 +1,7 @@
 """From what was typed to a configuration, and the progress on the way."""
 
 import io
+from dataclasses import fields
 
 import pytest
 
@@ -8,9 +9,9 @@ from earlytom.checkpoint import CheckpointIdentity
 from earlytom.config import InnerMerging
 from earlytom.errors import ConfigError
 from earlytom.vision.geometry import VisionGeometry
-from export.cli import export_parser
+from export.cli import build_parser, export_parser, filled
 from export.progress import Progress
-from export.settings import resolve
+from export.settings import EngineOptions, ExportOptions, resolve
 
 
 def identity(**changes):
@@ -20,7 +21,7 @@ def identity(**changes):
 
 
 def settle(*argv, environ=None, **changes):
-    return resolve(export_parser().parse_args(list(argv)), identity(**changes), environ or {})
+    return resolve(filled(ExportOptions, export_parser().parse_args(list(argv))), identity(**changes), environ or {})
 
 
 def test_nothing_typed_is_the_published_setting_at_a_fifth():
@@ -60,6 +61,14 @@ def test_the_checkpoint_decides_geometry():
     assert settle(language_layers=1).inner is None
     with pytest.raises(ConfigError, match=r"1\.\.27"):
         settle("--inner-layer", "28")
+
+
+def test_the_command_line_has_the_options_of_python_with_their_defaults():
+    assert filled(ExportOptions, export_parser().parse_args([])) == ExportOptions()
+    build = build_parser().parse_args(["bundle", "--engine", "tensorrt-rtx"])
+    assert filled(EngineOptions, build) == EngineOptions(engine="tensorrt-rtx")
+    typed = set(vars(export_parser().parse_args([]))) - {"dry_run", "json", "quiet"}
+    assert typed == {field.name for field in fields(ExportOptions)}
 
 
 def test_a_list_that_is_none_is_a_usage_error(capsys):

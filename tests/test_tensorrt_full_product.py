@@ -176,7 +176,7 @@ def test_looking_at_an_engine_gives_weights_to_a_stripped_one_only(
     trt.state.inspected = json.dumps({"Layers": []})
     record = build(tmp_path, strip_weights=stripped)
     bundle = Bundle(tmp_path, exported("fp16", 20)[1])
-    assert look_at(bundle, record).attention
+    assert look_at(bundle, record, tmp_path).attention
     assert trt.state.refitted == ([str(tmp_path / "vision.onnx")] if stripped else [])
 
 

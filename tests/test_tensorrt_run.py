@@ -9,14 +9,12 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from earlytom.config import EarlyTomConfig, InnerMerging
 from earlytom.errors import BundleError, EngineError, InputError
 from earlytom.presets import preset
 from earlytom.vision.geometry import VisionGeometry
@@ -30,8 +28,8 @@ from engines.tensorrt import runner as tensorrt_run
 from engines.tensorrt.cache import CacheFile, cache_path
 from engines.tensorrt.guard import OBJECTIONS, choose_record, rebuild_command, refusal
 from engines.tensorrt.runner import TensorRTRunner, open_bundle, probe
-from export.cli import export_parser
-from export.settings import resolve
+from export.cli import build_parser, filled
+from export.settings import EngineOptions
 from tests import fake_tensorrt as fake
 from tests.fake_tensorrt_builder import RECORDS
 from tests.test_bundle import CHECKPOINT, make_engine, make_manifest
@@ -160,10 +158,13 @@ def test_a_bundle_without_such_an_engine(tmp_path: Path, machine: Callable[..., 
 
 def test_nothing_is_deserialised_that_does_not_fit(tmp_path: Path, machine: Callable[..., None]) -> None:
     bundle = make_bundle(tmp_path / "b", make_engine())
-    for card, version, said in ((H100, RTX, "is for sm80 (A100)"), (A100, "1.8.0", "was built with")):
+    for card, version, said, built in (
+        (H100, RTX, "is for sm80 (A100)", "--engine tensorrt --for sm90"),
+        (A100, "1.8.0", "was built with", "--engine tensorrt-rtx --for sm80"),
+    ):
         machine(card, version=version)
         text = sentence(lambda: open_bundle("tensorrt-rtx", bundle, OpenOptions()))
-        assert said in text and "earlytom-export --checkpoint demo --retain 0.5" in text
+        assert said in text and text.endswith(f"this builds one that fits: earlytom-build {bundle.path} {built}")
         assert not fake.state.deserialised
 
 
@@ -203,7 +204,7 @@ def test_an_engine_that_the_library_cannot_load(tmp_path: Path, machine: Callabl
     bundle = make_bundle(tmp_path / "b", make_engine(), content=b"not an engine")
     text = sentence(lambda: open_bundle("tensorrt-rtx", bundle, OpenOptions()))
     assert "cannot load vision.sm80.rtx.engine" in text and "magic tag does not match" in text
-    assert "built anew: earlytom-export" in text
+    assert f"built anew: earlytom-build {bundle.path} --engine" in text
 
 
 def test_host_code_runs_only_where_the_manifest_says_so(tmp_path: Path, machine: Callable[..., None]) -> None:
@@ -245,51 +246,50 @@ def test_devices_that_cannot_be() -> None:
 # ---- the command that rebuilds
 
 LARGE = VisionGeometry()
-VIDEO: dict[str, Any] = {"newline": "grid", "pooling": "average", "frames": 64}
-CONFIGS: list[EarlyTomConfig] = [
-    preset("videomme", 0.2),
-    preset("videomme", 0.25, model="llava-video"),
-    preset("mvbench", 0.1, inner=None),
-    EarlyTomConfig(retain=1.0, merge_layers=(), inner=InnerMerging(layer=5, ratio=0.25, method="dpc-knn")),
-    EarlyTomConfig(retain=0.15, merge_layers=(3, 9), frame_budgets=(30, 7), tau=-0.25, max_window=9, ema=0.5),
-    EarlyTomConfig(retain=0.125, frames=16, contextual=0.1, merge_layers=(8,)),
-    EarlyTomConfig(retain=0.3, **VIDEO),
-]  # fmt: skip
 
 
-def large(config: EarlyTomConfig, *records: EngineRecord, **changes: Any) -> Bundle:
-    values: dict[str, Any] = {"dtype": "fp16", "opset": 20, "attention": "primitives", "checkpoint": CHECKPOINT}
-    manifest = Manifest.derive(config, LARGE, **(values | {"tools": {}, "engines": records} | changes))
+def large(*records: EngineRecord) -> Bundle:
+    manifest = Manifest.derive(
+        preset("videomme", 0.2), LARGE, dtype="fp16", opset=20, attention="primitives", checkpoint=CHECKPOINT, tools={},
+        engines=records,
+    )  # fmt: skip
     return Bundle(Path("/bundles/a b"), manifest)
 
 
-@pytest.mark.parametrize("config", CONFIGS)
-def test_the_command_rebuilds_the_same_bundle(config: EarlyTomConfig) -> None:
-    bundle = large(config, make_engine(), batch=2, checkpoint=CHECKPOINT | {"name": "/check points/x"})
-    words = shlex.split(rebuild_command(bundle, "tensorrt-rtx", "sm89"))
-    assert words[0] == "earlytom-export"
-    given = export_parser().parse_args(words[1:])
-    identity: Any = SimpleNamespace(
-        geometry=LARGE, newline=config.newline, pooling=config.pooling, language_layers=28
-    )
-    assert resolve(given, identity, {}) == config
-    assert (given.dtype, given.batch, given.opset, given.force) == ("fp16", 2, 20, True)
-    assert (given.checkpoint, given.output) == ("/check points/x", bundle.path)
-    assert (given.engine, given.targets) == ("tensorrt-rtx", "sm80,sm89")
+def typed(command: str) -> tuple[Path, EngineOptions]:
+    """The bundle and the options of an `earlytom-build` as its parser reads them."""
+    words = shlex.split(command)
+    assert words[0] == "earlytom-build"
+    arguments = build_parser().parse_args(words[1:])
+    return arguments.bundle, filled(EngineOptions, arguments)
+
+
+def test_the_command_adds_an_engine_for_this_card() -> None:
+    bundle = large(make_engine())
+    assert typed(rebuild_command(bundle, "tensorrt-rtx", "sm89")) == (
+        Path("/bundles/a b"), EngineOptions(engine="tensorrt-rtx", targets="sm89")
+    )  # fmt: skip
+
+
+def test_the_command_builds_anew_for_all_cards_that_another_version_built_for() -> None:
+    bundle = large(make_engine("a.engine"), make_engine("b.engine", targets=("sm80", "sm89")))
+    _, options = typed(rebuild_command(bundle, "tensorrt-rtx", "sm89"))
+    assert options == EngineOptions(engine="tensorrt-rtx", targets="sm80,sm89")
 
 
 def test_the_command_keeps_how_the_engine_was_built() -> None:
     settings = BuildSettings(1 << 30, 4, strip_weights=True)
     record = full(compatibility="ampere+", version_compatible=True, settings=settings)
-    words = shlex.split(rebuild_command(large(CONFIGS[0], record), "tensorrt", "sm90"))
-    given = export_parser().parse_args(words[1:])
-    assert (given.engine, given.targets, given.hardware_compatibility) == ("tensorrt", "sm90", "ampere+")
-    assert given.version_compatible and given.strip_weights and given.optimization_level == 4
+    _, options = typed(rebuild_command(large(record), "tensorrt", "sm90"))
+    assert options == EngineOptions(
+        engine="tensorrt", targets="sm90", hardware_compatibility="ampere+", version_compatible=True,
+        strip_weights=True, optimization_level=4,
+    )  # fmt: skip
 
 
 def test_a_card_that_the_product_does_not_build_for_gets_the_other_one() -> None:
-    words = shlex.split(rebuild_command(large(CONFIGS[0], make_engine()), "tensorrt-rtx", "sm90"))
-    assert words[words.index("--engine") :][:4] == ["--engine", "tensorrt", "--for", "sm90"]
+    _, options = typed(rebuild_command(large(make_engine()), "tensorrt-rtx", "sm90"))
+    assert options == EngineOptions(engine="tensorrt", targets="sm90")
 
 
 def test_unknown_targets_are_shown_as_they_are() -> None:

@@ -73,8 +73,9 @@ def read_bundle(path: Path | str, *, check: bool = True) -> Bundle:
     can hash what is used.
     """
     path = Path(os.path.abspath(path))
-    if not path.is_dir():
-        raise BundleError(f"{path} {'is a file, a bundle is a directory' if path.exists() else 'does not exist'}")
+    if not os.path.isdir(path):  # not Path's own, which raises for a name that no file can have
+        there = os.path.exists(path)
+        raise BundleError(f"{path} {'is a file, a bundle is a directory' if there else 'does not exist'}")
     try:
         text = (path / MANIFEST).read_bytes()
     except FileNotFoundError:

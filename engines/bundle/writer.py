@@ -8,13 +8,14 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from earlytom.errors import BundleError
 from earlytom.parity.results import HopReport
 
+from ..paths import make_directories, named_path, remove_directories
 from .manifest import DIGEST_KEY, MANIFEST, MODEL, EngineRecord, Manifest, check_files
 from .reader import Bundle, digest_file, read_bundle
 
@@ -30,28 +31,31 @@ class BundleWriter:
     somebody else in it. Leaving without `commit`, by an exception or by Ctrl-C removes everything, parent directories
     made on the way included. SIGTERM and SIGHUP end a process without unwinding it; a program that wants the same for
     them raises from a handler: `signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))`. What a killed process leaves
-    is named `.<output>.<random>.partial`, and never taken for a bundle. Raises BundleError.
+    is named `.<output>.<random>.partial` (a long name is cut), and never taken for a bundle. Raises BundleError.
     """
 
     def __init__(self, output: Path | str, *, force: bool = False) -> None:
-        self.output = Path(os.path.realpath(output))
+        self.output = named_path(output, "the output")
         self.force = force
-        token = secrets.token_hex(4)
-        self.path = self.output.with_name(f".{self.output.name}.{token}.partial")
-        self._displaced = self.output.with_name(f".{self.output.name}.{token}.old")
+        # A name may be as long as the file system allows, which leaves no room for more.
+        hidden = f".{self.output.name.encode()[:200].decode(errors='ignore')}.{secrets.token_hex(4)}"
+        self.path = self.output.parent / f"{hidden}.partial"
+        self._displaced = self.output.parent / f"{hidden}.old"
         self._created: list[Path] = []
 
     def __enter__(self) -> BundleWriter:
         _check_replaceable(self.output, self.force)
         parent = self.output.parent
         try:
-            for missing in reversed([p for p in (parent, *parent.parents) if not p.exists()]):
-                self._created.append(missing)
-                missing.mkdir(exist_ok=True)
+            make_directories(parent, self._created)
             self.path.mkdir()
+            with suppress(FileNotFoundError):
+                self.output.lstat()  # finds a name that is too long, before the work
         except OSError as error:
             self._clean()
-            raise BundleError(f"{self.output} cannot be made: {parent} is not writable ({error.strerror})") from None
+            long = error.errno == errno.ENAMETOOLONG
+            why = error.strerror if long else f"{parent} is not writable ({error.strerror})"
+            raise BundleError(f"{self.output} cannot be made: {why}") from None
         except BaseException:
             self._clean()
             raise
@@ -97,17 +101,13 @@ class BundleWriter:
             cause = cause.__cause__ or cause.__context__
 
     def _clean(self) -> None:
-        if self._displaced.exists():
+        if os.path.lexists(self._displaced):
             if self.output.exists():
                 shutil.rmtree(self._displaced, ignore_errors=True)
             else:
                 os.rename(self._displaced, self.output)
         shutil.rmtree(self.path, ignore_errors=True)
-        for directory in reversed(self._created):
-            try:
-                directory.rmdir()
-            except OSError:  # holds the bundle, or something of somebody else
-                pass
+        remove_directories(self._created)
 
 
 def update_bundle(
@@ -166,7 +166,8 @@ def _check_replaceable(output: Path, force: bool) -> None:
     if not os.path.lexists(output):
         return
     if not output.is_dir():
-        raise BundleError(f"the output {output} is a file: give a directory that does not exist yet")
+        kind = "a file" if output.is_file() else "no directory"
+        raise BundleError(f"the output {output} is {kind}: give a directory that does not exist yet")
     if os.path.ismount(output):
         raise BundleError(f"the output {output} is a mount point, which cannot be renamed: use {output / 'bundle'}")
     try:
