@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AdaptiveTower": "adaptive",
     "EarlyTomConfig": "config",
     "InnerMerging": "config",
     "Model": "checkpoint",
@@ -37,6 +38,7 @@ __all__ = ["__version__"]
 __all__ += list(_HOMES)
 
 if TYPE_CHECKING:
+    from .adaptive import AdaptiveTower as AdaptiveTower
     from .checkpoint import Model as Model
     from .checkpoint import load as load
     from .config import EarlyTomConfig as EarlyTomConfig

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,8 @@ from .errors import InputError
 
 NEIGHBOURS = 7  # K of DPC-KNN, as in the released code's contextual tokens
 
-Spans = Tensor | Sequence[tuple[int, int]]  # (start, length) of the visual tokens of each sample
+# (start, length) of the visual tokens of each sample, or several such pairs for each
+Spans = Tensor | Sequence[tuple[int, int]] | Sequence[Sequence[tuple[int, int]]]
 
 
 @dataclass(frozen=True)
@@ -109,28 +111,33 @@ def merge_tokens_dpc_knn(hidden: Tensor, *, start: int, length: int, ratio: floa
 
 @dataclass(frozen=True)
 class MergeRequest:
-    """What one call merges: the settings and each sample's visual span (start, length), as columns of its row."""
+    """What one call merges: the settings and each sample's visual spans (start, length), as columns of its row.
+
+    The released code knows one span. Of several, each is merged by itself: a video's tokens are ranked among, and
+    merged into, its own, so it keeps the share it would keep alone and no video is averaged into another.
+    """
 
     inner: InnerMerging
-    spans: tuple[tuple[int, int], ...]
+    spans: tuple[tuple[tuple[int, int], ...], ...]
 
     @staticmethod
     def of(inner: InnerMerging | None, spans: Spans | None, batch: int) -> MergeRequest | None:
         """The request of a call with `batch` samples, or None when it merges nothing. Raises InputError."""
         if inner is None or spans is None:
             return None
-        pairs = spans.tolist() if isinstance(spans, Tensor) else spans
-        if len(pairs) != batch or any(len(pair) != 2 for pair in pairs):
-            raise InputError(f"visual_spans must be {batch} pairs (start, length), one for each sample, not {pairs}")
-        if any(number < 0 for pair in pairs for number in pair):
-            raise InputError(f"visual_spans must hold no negative start or length, not {pairs}")
-        request = MergeRequest(inner, tuple((int(start), int(length)) for start, length in pairs))
+        given: Sequence[Any] = spans.tolist() if isinstance(spans, Tensor) else spans
+        samples = [[sample] if sample and isinstance(sample[0], int) else sample for sample in given]
+        if len(samples) != batch or any(len(pair) != 2 for pairs in samples for pair in pairs):
+            raise InputError(f"visual_spans must be {batch} pairs (start, length), one for each sample, not {given}")
+        if any(number < 0 for pairs in samples for pair in pairs for number in pair):
+            raise InputError(f"visual_spans must hold no negative start or length, not {given}")
+        request = MergeRequest(inner, tuple(tuple((int(s), int(n)) for s, n in sorted(pairs)) for pairs in samples))
         return request if any(request.removed) else None
 
     @property
     def removed(self) -> tuple[int, ...]:
         """How many tokens each sample loses."""
-        return tuple(self.inner.removed(length) for _, length in self.spans)
+        return tuple(sum(self.inner.removed(length) for _, length in pairs) for pairs in self.spans)
 
     def pruned_width(self, mask: Tensor) -> int:
         """Tokens of the longest sample after merging, given the prefill's mask [B, N] (nonzero: visible).
@@ -140,26 +147,30 @@ class MergeRequest:
         tokens = mask.shape[1]
         shown = mask.bool()
         counts, firsts = torch.stack([shown.sum(1), shown.int().argmax(1)]).tolist()
-        for sample, (count, first, (start, length)) in enumerate(zip(counts, firsts, self.spans, strict=True)):
+        for sample, (count, first, pairs) in enumerate(zip(counts, firsts, self.spans, strict=True)):
             if count == 0 or first + count != tokens:
                 raise InputError(
                     f"the attention mask of sample {sample} hides all tokens, or one after a visible one: "
                     "with inner merging prompts must be padded on the left"
                 )
-            if length and (start < first or start + length > tokens):
-                raise InputError(
-                    f"the visual span of sample {sample}, {length} tokens from {start}, must lie within its visible "
-                    f"tokens {first}..{tokens - 1}, and the whole prompt in one prefill"
-                )
+            for start, length in pairs:
+                if length and (start < first or start + length > tokens):
+                    raise InputError(
+                        f"the visual span of sample {sample}, {length} tokens from {start}, must lie within its "
+                        f"visible tokens {first}..{tokens - 1}, behind other spans, and the whole prompt in one prefill"
+                    )
+                first = max(first, start + length)
         return max(count - removed for count, removed in zip(counts, self.removed, strict=True))
 
     def pruned_mask(self, mask: Tensor, width: int) -> Tensor:
         """The mask [B, M] of all tokens so far -> that of the tokens left by merging, [B, width] bool, padded left.
 
-        All visual tokens are visible, so it makes no difference which columns of a span go: here its last ones.
+        What lies between visual tokens is visible, so it makes no difference which columns go: here those that end
+        with the last span.
         """
         removed = torch.tensor(self.removed, device=mask.device)[:, None]
-        first = torch.tensor([start + length for start, length in self.spans], device=mask.device)[:, None] - removed
+        ends = [max((start + length for start, length in pairs), default=0) for pairs in self.spans]
+        first = torch.tensor(ends, device=mask.device)[:, None] - removed
         column = torch.arange(width, device=mask.device) + (mask.shape[1] - width) - removed  # without them, [B, width]
         source = torch.where(column < first, column, column + removed)
         return mask.bool().gather(1, source.clamp(min=0)) & (column >= 0)
@@ -170,12 +181,15 @@ class MergeRequest:
         score [B, N], which the method `attention` needs. Every sample is merged by itself, as if it were alone.
         """
         rows, places = [], []
-        for sample, (start, length) in enumerate(self.spans):
+        for sample, pairs in enumerate(self.spans):
             row, ratio = hidden[sample : sample + 1], self.inner.ratio
-            if score is None:
-                row, kept = merge_tokens_dpc_knn(row, start=start, length=length, ratio=ratio)
-            else:
-                row, kept = merge_tokens(row, score[sample], start=start, length=length, ratio=ratio)
+            kept = torch.arange(hidden.shape[1], device=hidden.device)
+            for start, length in reversed(pairs):  # from the back, so that columns before a span stay what they were
+                if score is None:
+                    row, left = merge_tokens_dpc_knn(row, start=start, length=length, ratio=ratio)
+                else:
+                    row, left = merge_tokens(row, score[sample, kept], start=start, length=length, ratio=ratio)
+                kept = kept[left]
             shift = width - len(kept)  # negative: columns of padding go
             rows.append(pad(row, (0, 0, shift, 0)))
             places.append(pad(positions[sample, kept], (shift, 0)))

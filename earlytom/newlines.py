@@ -18,10 +18,13 @@ def append_newline(tokens: Tensor, newline: Tensor) -> Tensor:
 
 
 def grid_token_count(positions: Tensor, side: int) -> Tensor:
-    """Tokens that `insert_grid_newlines` really fills, int64 [V], for positions [V, F, n]: patches and kept rows."""
+    """Tokens that `insert_grid_newlines` really fills, int64 [V], for positions [V, F, n]: patches and kept rows.
+
+    A position of -1 is none: frames that keep fewer patches than others are filled up with it.
+    """
     rows = torch.arange(side, device=positions.device)
     present = (positions[..., None, :] // side == rows[:, None]).any(-1)  # [V, F, side]
-    return present.sum(dim=(1, 2)) + positions.shape[1] * positions.shape[2]
+    return present.sum(dim=(1, 2)) + (positions >= 0).sum(dim=(1, 2))
 
 
 def insert_grid_newlines(tokens: Tensor, positions: Tensor, newline: Tensor, side: int) -> Tensor:

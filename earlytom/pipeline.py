@@ -1,4 +1,4 @@
-"""From frames to text: whatever runs the tower, then the language model.
+"""From a video to text: whatever runs the tower, then the language model.
 
 The tower comes as a function from uint8 frames to TowerOutputs, so that PyTorch, ONNX Runtime and TensorRT are alike
 here. One video is encoded once and can be asked about as often as one likes.
@@ -7,20 +7,27 @@ here. One video is encoded once and can be asked about as often as one likes.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers.generation.streamers import TextStreamer
 
 from .config import EarlyTomConfig, InnerMerging
-from .errors import InputError
+from .errors import CheckpointError, InputError
 from .language.prompt import build_prompt
 from .language.qwen2 import generate
-from .shapes import StaticShapes
 from .tower import TowerOutputs, split_videos
+from .video import read_frames
+from .vision.geometry import pooled_grid
+
+Frames = Tensor | NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -56,37 +63,75 @@ class Answer:
 class VideoPipeline:
     """A tower and a language model that answer questions about videos.
 
-    encoder: uint8 [V, T, H, W, 3] -> TowerOutputs, for V = shapes.batch; language: earlytom's Qwen2; tokenizer:
-    transformers'; config: whose `inner` is the default of `ask`.
+    encoder: uint8 [1, T, H, W, 3] -> TowerOutputs: a tower, an engine's Runner, or any function; model: what
+    `earlytom.load` gives, or whatever has its `language`, `tokenizer` and `geometry`; config: what the encoder was made
+    with, whose `inner` is the default of `ask`. Closing the pipeline closes a Runner. Raises CheckpointError when there
+    is no language model or no tokenizer.
     """
 
-    def __init__(
-        self,
-        encoder: Callable[[Tensor], TowerOutputs],
-        language: Any,
-        tokenizer: Any,
-        config: EarlyTomConfig,
-        shapes: StaticShapes,
-        eos_token_ids: Sequence[int] = (),
-    ) -> None:
-        if shapes.batch != 1:
-            raise InputError(f"the tower takes {shapes.batch} videos a call, a pipeline needs one that takes 1")
-        self.encoder, self.language, self.tokenizer = encoder, language, tokenizer
-        self.config, self.shapes, self.eos_token_ids = config, shapes, tuple(eos_token_ids)
+    def __init__(self, encoder: Any, model: Any, config: EarlyTomConfig) -> None:
+        if model.language is None or model.tokenizer is None:
+            lacks = "language model was loaded" if model.language is None else "tokenizer is in the checkpoint"
+            raise CheckpointError(f"no {lacks}, so a question cannot be put to it")
+        self.encoder, self.model, self.config = encoder, model, config
+        self._run: Callable[[Tensor], TowerOutputs] = getattr(encoder, "run", encoder)
+        self._last: tuple[tuple[Any, ...], EncodedVideo] | None = None  # the file asked about last
 
-    def encode(self, frames: Tensor) -> EncodedVideo:
-        """Frames uint8 [T, H, W, 3] -> EncodedVideo."""
+    def __enter__(self) -> VideoPipeline:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free what the engine holds."""
+        if hasattr(self.encoder, "close"):
+            self.encoder.close()
+
+    def encode(self, video: str | Path | Frames) -> EncodedVideo:
+        """A video file, or frames uint8 [T, H, W, 3] as `read_frames` gives them -> EncodedVideo.
+
+        The file encoded last is not encoded again unless it changed. Warns of a damaged file, and of one with fewer
+        frames than T, some of which are then repeated. Raises VideoError, InputError.
+        """
+        if not isinstance(video, (str, Path)):
+            return self._encode(video)
+        key: tuple[Any, ...] = ()
+        try:
+            stat = Path(video).stat()
+            key = (str(Path(video).resolve()), stat.st_mtime_ns, stat.st_size)
+        except OSError:  # read_frames says what is wrong
+            pass
+        if self._last is None or self._last[0] != key:
+            read = read_frames(video, frames=self.config.frames, size=self.model.geometry.image_size)
+            for note in read.notes:
+                warnings.warn(note, stacklevel=2)
+            self._last = (key, self._encode(torch.from_numpy(read.frames)))
+        return self._last[1]
+
+    def _encode(self, frames: Frames) -> EncodedVideo:
+        side = self.model.geometry.image_size
+        expected = [self.config.frames, side, side, 3]
+        known = isinstance(frames, (Tensor, np.ndarray))
+        given = f"{frames.dtype} {list(frames.shape)}".removeprefix("torch.") if known else type(frames).__name__
+        if given != f"uint8 {expected}":
+            raise InputError(
+                f"frames are {given}, they must be uint8 {expected}: earlytom.read_frames makes them from a file"
+            )
+        if isinstance(frames, np.ndarray):
+            frames = torch.from_numpy(np.require(frames, requirements=["C", "W"]))
         start = time.perf_counter()
         with torch.inference_mode():
-            outputs = self.encoder(frames[None])
-        (video,) = split_videos(outputs, self.config, self.shapes)
+            outputs = self._run(frames[None])
+        grid = pooled_grid(self.model.geometry.grid, self.config.pooling)
+        (video,) = split_videos(outputs, self.config, grid)
         if video.tokens.is_cuda:
             torch.cuda.synchronize(video.tokens.device)
         return EncodedVideo(*video, seconds=time.perf_counter() - start)
 
     def ask(
         self,
-        video: EncodedVideo,
+        video: str | Path | Frames | EncodedVideo,
         question: str,
         *,
         max_new_tokens: int = 128,
@@ -95,20 +140,20 @@ class VideoPipeline:
         on_text: Callable[[str], None] | None = None,
         **generate_kwargs: Any,
     ) -> Answer:
-        """Answer `question`; `on_text` gets the text as it is made. generate_kwargs as earlytom.generate's.
+        """Answer `question` about a video, see `encode`; `on_text` gets the text as it is made.
 
         inner: merging inside the LLM (default: the configuration's); none at all without `merge_inside`.
+        generate_kwargs: as earlytom.generate's.
         """
-        prompt = build_prompt(self.tokenizer, question)
-        clock = _Clock(self.tokenizer, on_text)
-        if self.eos_token_ids:
-            generate_kwargs.setdefault("eos_token_id", list(self.eos_token_ids))
-            generate_kwargs.setdefault("pad_token_id", self.eos_token_ids[0])
+        encoded = video if isinstance(video, EncodedVideo) else self.encode(video)
+        language, tokenizer = self.model.language, self.model.tokenizer
+        prompt = build_prompt(tokenizer, question)
+        clock = _Clock(tokenizer, on_text)
         start = time.perf_counter()
         ids = generate(
-            self.language,
+            language,
             prompt,
-            video.tokens.to(self.language.device),
+            encoded.tokens.to(language.device),
             inner=(inner or self.config.inner) if merge_inside else None,
             max_new_tokens=max_new_tokens,
             streamer=clock,
@@ -116,8 +161,7 @@ class VideoPipeline:
         ).tolist()
         end = time.perf_counter()
         first = clock.first if clock.first is not None else end
-        text = self.tokenizer.decode(ids, skip_special_tokens=True)
-        return Answer(text, tuple(ids), first - start, end - first)
+        return Answer(tokenizer.decode(ids, skip_special_tokens=True), tuple(ids), first - start, end - first)
 
 
 class _Clock(TextStreamer):

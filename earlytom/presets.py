@@ -25,6 +25,7 @@ LLAVA_VIDEO_PRESETS: dict[tuple[str, float], tuple[float, tuple[int, ...]]] = {
     ("longvideobench", 0.25): (0.8, (6, 21, 23)),
 }
 PUBLISHED_DEPTH = 26  # encoder layers used of so400m: what the layer numbers above refer to
+PUBLISHED_INNER, PUBLISHED_LLM_LAYERS = 18, 28  # inner merging before layer 18 of Qwen2-7B's 28
 
 
 def preset(
@@ -33,13 +34,14 @@ def preset(
     *,
     model: str = "llava-onevision",
     depth: int | None = None,
+    llm_layers: int | None = None,
     **changes: Any,
 ) -> EarlyTomConfig:
     """The published settings for `benchmark` at `retain`; another ratio takes those of the nearest published one.
 
     model: "llava-onevision" (32 frames) or "llava-video" (64 frames, average pooling, grid newlines). depth: layers the
-    tower uses; the published layer numbers are for 26 and are scaled to another depth. changes: settings to override.
-    Source: scripts/ov and scripts/llava-vid of the released code.
+    tower uses; the published layer numbers are for 26 and are scaled to another depth. llm_layers: of the LLM, see
+    `published_inner`. changes: settings to override. Source: scripts/ov and scripts/llava-vid of the released code.
     """
     if benchmark not in PRESETS:
         raise ConfigError(f"there is no preset {benchmark!r}, the published ones are {', '.join(PRESETS)}")
@@ -49,12 +51,24 @@ def preset(
         raise ConfigError(f"retain is {retain!r}, it must be a number above 0 and at most 1, for example 0.2")
     index = min(range(len(RATIOS)), key=lambda i: abs(RATIOS[i] - retain))
     tau, layers = PRESETS[benchmark][index]
-    settings: dict[str, Any] = {"retain": retain, "inner": InnerMerging(layer=18, ratio=0.5)}
+    settings: dict[str, Any] = {"retain": retain, "inner": published_inner(llm_layers)}
     if model == "llava-video":
         tau, layers = LLAVA_VIDEO_PRESETS.get((benchmark, RATIOS[index]), (tau, layers))
         settings |= {"frames": 64, "pooling": "average", "newline": "grid"}
     settings |= {"tau": tau, "merge_layers": layers if depth is None else scale_layers(layers, depth)}
     return EarlyTomConfig(**(settings | changes))
+
+
+def published_inner(llm_layers: int | None = None) -> InnerMerging | None:
+    """Inner merging before layer 18 at ratio .5, as published for LLaVA-OneVision-7B, whose LLM has 28 layers.
+
+    In an LLM of 18 layers or fewer it is the layer of the same relative depth, at least 1; with a single layer there is
+    none before which to merge: None.
+    """
+    if llm_layers is None or llm_layers > PUBLISHED_INNER:
+        return InnerMerging(layer=PUBLISHED_INNER, ratio=0.5)
+    layer = max(1, PUBLISHED_INNER * llm_layers // PUBLISHED_LLM_LAYERS)
+    return InnerMerging(layer=layer, ratio=0.5) if layer < llm_layers else None
 
 
 def scale_layers(layers: tuple[int, ...], depth: int) -> tuple[int, ...]:

@@ -67,6 +67,19 @@ class StaticShapes:
         }
 
 
+def check_fit(config: EarlyTomConfig, geometry: VisionGeometry) -> int:
+    """Patches per side of the pooled grid. Raises ConfigError when a merge layer does not exist or no patch is left."""
+    if config.merge_layers and config.merge_layers[-1] >= geometry.layers:
+        raise ConfigError(
+            f"merge layer {config.merge_layers[-1]} does not exist: the tower has {geometry.layers} layers, "
+            f"so merge layers must lie in 0..{geometry.layers - 1}"
+        )
+    side = pooled_grid(geometry.grid, config.pooling)
+    if side == 0:
+        raise ConfigError(f"{config.pooling} pooling leaves no patch of a {geometry.grid} x {geometry.grid} grid")
+    return side
+
+
 def derive_shapes(config: EarlyTomConfig, geometry: VisionGeometry, batch: int = 1) -> StaticShapes:
     """Sizes of the static tower for `config` on `geometry`: n = round(r*T*P/B) patches in every frame.
 
@@ -74,15 +87,8 @@ def derive_shapes(config: EarlyTomConfig, geometry: VisionGeometry, batch: int =
     """
     if batch < 1:
         raise ConfigError(f"batch is {batch}, it must be at least 1 video")
-    if config.merge_layers and config.merge_layers[-1] >= geometry.layers:
-        raise ConfigError(
-            f"merge layer {config.merge_layers[-1]} does not exist: the tower has {geometry.layers} layers, "
-            f"so merge layers must lie in 0..{geometry.layers - 1}"
-        )
-    side = pooled_grid(geometry.grid, config.pooling)
+    side = check_fit(config, geometry)
     pooled = side**2
-    if pooled == 0:
-        raise ConfigError(f"{config.pooling} pooling leaves no patch of a {geometry.grid} x {geometry.grid} grid")
     final = config.frame_budgets[-1] if config.frame_budgets else config.frames
     keep = round(config.retain * config.frames * pooled / final)
     if not 1 <= keep <= pooled:

@@ -53,3 +53,18 @@ def select_contextual(
     merged = merge_clusters(left_over, centres, beta=beta, blend=True)
     tokens = torch.cat([gather_tokens(features, leading), merged], dim=-2)
     return tokens, torch.cat([leading, left.gather(-1, centres)], dim=-1)
+
+
+def grid_sequence(tokens: Tensor, positions: Tensor, newline: Tensor, side: int) -> Tensor:
+    """The "grid" order of one video whose frames keep different numbers of patches: tokens [N, L] -> [N + rows, L].
+
+    tokens are those of positions [F, n], frame by frame, -1 standing for none; newline [L]. As `insert_grid_newlines`,
+    without its padding: the length depends on data.
+    """
+    row = torch.arange(len(positions), device=positions.device)[:, None] * side + positions // side
+    row, order = row[positions >= 0].sort(stable=True)
+    ends = torch.cat([row[1:] != row[:-1], row.new_ones(1, dtype=torch.bool)])  # the last patch of its row
+    slot = torch.arange(len(row), device=row.device) + ends.cumsum(0) - ends.to(torch.int64)
+    sequence = newline.to(tokens).repeat(len(row) + int(ends.sum()), 1)
+    sequence[slot] = tokens[order]
+    return sequence

@@ -10,7 +10,6 @@ from functools import reduce
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import ATTENTION_FORMS, EarlyTomConfig
@@ -22,13 +21,16 @@ from .tokens import gather_tokens, select_contextual, select_positions
 from .vision.siglip import Vision, pool
 
 
-def split_videos(outputs: TowerOutputs, config: EarlyTomConfig, shapes: StaticShapes) -> list[TowerOutputs]:
-    """The videos of one call, each without its leading dimension and without the padding of grid newlines."""
+def split_videos(outputs: TowerOutputs, config: EarlyTomConfig, grid: int) -> list[TowerOutputs]:
+    """The videos of one call, each without its leading dimension and without the padding of grid newlines.
+
+    grid: pooled patches on a side of a frame.
+    """
     videos = []
     for v in range(outputs.tokens.shape[0]):
         tokens, positions, dynamic, weights = (x[v] for x in outputs)
         if config.newline == "grid":
-            tokens = tokens[: int(grid_token_count(positions[None], shapes.pooled_grid))]
+            tokens = tokens[: int(grid_token_count(positions[None], grid))]
         videos.append(TowerOutputs(tokens, positions, dynamic, weights))
     return videos
 
@@ -67,6 +69,16 @@ class TowerTrace(NamedTuple):
     received: Tensor | None
 
 
+def check_training(vision: Vision, config: EarlyTomConfig) -> None:
+    """Raise ConfigError unless the configuration pools and separates frames as the checkpoint was trained to."""
+    for name in ("pooling", "newline"):
+        if getattr(config, name) != getattr(vision, name):
+            raise ConfigError(
+                f"the configuration has {name} {getattr(config, name)}, but the checkpoint was trained with "
+                f"{getattr(vision, name)}: use {name}={getattr(vision, name)!r}"
+            )
+
+
 class StaticTower(nn.Module):
     """`vision` with EarlyTom as `config` says, for `batch` videos a call. The weights are shared, not copied.
 
@@ -79,12 +91,7 @@ class StaticTower(nn.Module):
         super().__init__()
         if attention not in ATTENTION_FORMS:
             raise ConfigError(f"attention is {attention!r}, it must be one of {', '.join(ATTENTION_FORMS)}")
-        for name in ("pooling", "newline"):
-            if getattr(config, name) != getattr(vision, name):
-                raise ConfigError(
-                    f"the configuration has {name} {getattr(config, name)}, but the checkpoint was trained with "
-                    f"{getattr(vision, name)}: use {name}={getattr(vision, name)!r}"
-                )
+        check_training(vision, config)
         self.vision, self.config, self.attention = vision, config, attention
         self.shapes: StaticShapes = derive_shapes(config, vision.geometry, batch)
 
@@ -149,7 +156,7 @@ class StaticTower(nn.Module):
         if config.pooling != "max" and not shapes.contextual:
             # Pooling is linear with weights that sum to 1, so it commutes with the second Linear, which then runs on
             # the kept patches alone.
-            pooled = pool(F.gelu(vision.linear_1(hidden)), config.pooling).unflatten(0, (shapes.batch, -1))
+            pooled = pool(vision.widen(hidden), config.pooling).unflatten(0, (shapes.batch, -1))
             return vision.linear_2(gather_tokens(pooled, positions)), positions
         features = pool(vision.project(hidden), config.pooling)  # [V*B, P, L]
         tokens = gather_tokens(features.unflatten(0, (shapes.batch, -1)), positions)

@@ -1,25 +1,28 @@
 """`earlytom(model)`: EarlyTom on a model that is loaded already, that instance only, until `restore(model)`.
 
 The model keeps its class, modules and weights. What changes is that its `generate` and `forward`, when they are given
-a video, encode it with the static tower and answer with Qwen2 and inner merging, both built over the same tensors.
+a video, encode it with EarlyTom's tower and answer with Qwen2 and inner merging, both built over the same tensors.
 Everything else goes to the model's own methods.
 """
 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping
+from functools import partial, update_wrapper
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.generation.configuration_utils import ALL_STATIC_CACHE_IMPLEMENTATIONS
 
-from .checkpoint import SharedParts, share_weights
-from .checkpoint_config import live_config
+from .adaptive import AdaptiveTower
+from .calls import VideoCall, by_name, llava_next_call, transformers_call
+from .checkpoint import SharedParts, live_config, share_weights
 from .config import EarlyTomConfig
 from .errors import ConfigError, InputError
-from .language.prompt import VIDEO_TOKEN, embed_batch
-from .language.qwen2 import check_layer, generate
+from .language.qwen2 import Qwen2, check_layer
 from .presets import environment_settings, preset
 from .tower import StaticTower, split_videos
 
@@ -39,23 +42,34 @@ def earlytom(
     model: a transformers LlavaOnevisionForConditionalGeneration, or LLaVA-NeXT's LlavaQwenForCausalLM (known by the
     names of its modules), on one device. retain: share of the visual tokens to keep (default 0.2). settings: of
     EarlyTomConfig; or a whole `config`. Without one, the published VideoMME settings hold, overridden by the released
-    code's environment variables, read here and now, overridden by what is passed. The number of frames is that of each
-    video; a fixed one is `config`'s budgets' only.
+    code's environment variables, read here and now, overridden by what is passed.
 
-    Raises ConfigError on settings that do not fit the model, InputError on another kind of model.
+    Videos may have any number of frames, and how many of them are left follows from the data, as in the released code.
+    With `frame_budgets`, or a whole `config`, which has them, the static form answers, as an engine would: videos must
+    then have `frames` frames.
+
+    Raises ConfigError on settings that do not fit the model, InputError on another kind of model, or on one whose
+    weights are not all on one device.
     """
     restore(model)
     wrapper = Wrapper(model, retain, config, environ, settings)
-    # On the instance: nn.Module keeps plain functions out of its parameters and state_dict.
-    model.generate, model.forward = wrapper.generate, wrapper.forward  # type: ignore[assignment]
+    for name, method in (("generate", wrapper.generate), ("forward", wrapper.forward)):
+        # On the instance: nn.Module keeps plain functions out of its parameters and state_dict. Callers look at the
+        # signature (generate does, for what the model takes), and copies of the model must call their own wrapper.
+        setattr(model, name, update_wrapper(partial(method), wrapper.own[name]))
     return model
 
 
 def restore(model: nn.Module) -> nn.Module:
     """Undo `earlytom(model)`; a model that is not wrapped stays as it is."""
     for name in METHODS:
-        if isinstance(getattr(model.__dict__.get(name), "__self__", None), Wrapper):
-            delattr(model, name)
+        wrapper = getattr(getattr(model.__dict__.get(name), "func", None), "__self__", None)
+        if isinstance(wrapper, Wrapper):
+            wrapper.restored = True  # a hook that others have put over ours since keeps calling ours
+            if name in wrapper.before:
+                setattr(model, name, wrapper.before[name])
+            else:
+                delattr(model, name)
     return model
 
 
@@ -75,8 +89,10 @@ class Wrapper:
         self.live = live_config(model)
         self.model: Any = model
         self.own: dict[str, Callable[..., Any]] = {name: getattr(model, name) for name in METHODS}
+        self.before = {name: model.__dict__[name] for name in METHODS if name in model.__dict__}  # hooks of others
+        self.restored = False
         self.shared: SharedParts | None = None
-        self.towers: dict[tuple[int, int], StaticTower] = {}
+        self.static = config is not None or settings.get("frame_budgets") is not None
         if config is None:
             chosen = environment_settings(environ) | settings
             if retain is not None:
@@ -86,121 +102,84 @@ class Wrapper:
                 retain=chosen.pop("retain", 0.2),
                 model="llava-video" if self.live.newline == "grid" else "llava-onevision",
                 depth=self.live.geometry.layers,
-                **({"inner": None} | chosen if self._layers() <= 18 else chosen),
+                llm_layers=self.live.text["num_hidden_layers"],
+                **chosen,
             )
         self.config = config
-        vision, language = self._parts()
+        _, language = self._parts()  # settings that do not fit are refused now, not at the first video
         if config.inner is not None:
             check_layer(language.config, config.inner)
-        self._tower(1, config.frames)  # settings that do not fit are refused now, not at the first video
 
-    def _layers(self) -> int:
-        return int(self.live.text["num_hidden_layers"])
+    def _parts(self) -> tuple[AdaptiveTower | StaticTower, Qwen2]:
+        """Tower and Qwen2 over the model's tensors, made anew when it was moved or cast since."""
+        if self.shared is None or not self.shared.same_weights(self.model):
+            self.shared = share_weights(self.model, self.live)
+            self.tower = (StaticTower if self.static else AdaptiveTower)(self.shared.vision, self.config)
+        return self.tower, self.shared.language
 
-    def _parts(self) -> tuple[Any, Any]:
-        """Vision and Qwen2 over the model's tensors, made anew when it was moved or cast since."""
-        shared = self.shared
-        if shared is None or not shared.same_weights(self.model):
-            self.shared = shared = share_weights(self.model, self.live)
-            self.towers.clear()
-        return shared.vision, shared.language
-
-    def _tower(self, videos: int, frames: int) -> StaticTower:
-        """The static tower for this many videos of this many frames."""
-        key = (videos, frames)
-        if key not in self.towers:
-            config = self.config if frames == self.config.frames else self.config.replace(frames=frames)
-            vision, _ = self._parts()
-            self.towers[key] = StaticTower(vision, config, batch=videos)
-        return self.towers[key]
-
-    def encode(self, pixels: Tensor) -> list[Tensor]:
-        """Normalised pixels [V, T, 3, H, W] -> visual tokens [N, L] of each video."""
-        vision, _ = self._parts()
-        tower = self._tower(pixels.shape[0], pixels.shape[1])
-        with torch.no_grad():
-            outputs = tower.encode_pixels(pixels.to(vision.device))
-        return [video.tokens for video in split_videos(outputs, tower.config, tower.shapes)]
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels [T, 3, H, W] of one video -> its visual tokens [N, L]. Raises InputError."""
+        tower, _ = self._parts()
+        if isinstance(tower, AdaptiveTower):
+            return tower.encode_pixels(pixels).tokens
+        if len(pixels) != self.config.frames:
+            raise InputError(
+                f"a video has {len(pixels)} frames and the frame budgets are for {self.config.frames}: pass as many, "
+                "or no budgets, so that frame counts follow the data"
+            )
+        outputs = tower.encode_pixels(pixels[None].to(tower.vision.device))
+        (video,) = split_videos(outputs, tower.config, tower.shapes.pooled_grid)
+        return video.tokens
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The model's generate; with a video, through EarlyTom."""
-        found = self._video_call(args, kwargs)
-        if found is None:
+        call = self._video_call("generate", args, kwargs)
+        if call is None:
             return self.own["generate"](*args, **kwargs)
-        prompts, tokens, rest, ids = found
         _, language = self._parts()
         language.generation_config = self.model.generation_config
-        limit = rest.pop("max_new_tokens", None) or getattr(rest.get("generation_config"), "max_new_tokens", None)
-        limit = limit or getattr(self.model.generation_config, "max_new_tokens", None) or 20
-        new = generate(language, prompts, tokens, inner=self.config.inner, max_new_tokens=limit, **rest)
-        return new if ids is None else torch.cat([ids.to(new.device), new], dim=-1)
+        rest = dict(call.rest)
+        if call.ids is not None:  # the model counts its prompt's ids, and Qwen2 the fewer embeddings
+            for bound in ("max", "min"):
+                if (length := rest.pop(f"{bound}_length", None)) is not None:
+                    rest.setdefault(f"{bound}_new_tokens", length - call.ids.shape[1])
+        sources = (rest.get("cache_implementation"), rest.get("generation_config"), self.model.generation_config)
+        if self.config.inner is not None and _asks_static_cache(*sources):
+            warnings.warn("with inner merging the layers' caches differ in length: using a dynamic cache", stacklevel=2)
+            rest["cache_implementation"] = "dynamic"
+        new = language.generate(**call.embed(language), inner=self.config.inner, **rest)
+        if call.ids is None:
+            return new
+        answers = new if isinstance(new, Tensor) else new.sequences
+        ids = call.ids.to(answers.device)
+        answers = torch.cat([ids.repeat_interleave(len(answers) // len(ids), dim=0), answers], dim=-1)
+        if isinstance(new, Tensor):
+            return answers
+        new.sequences = answers
+        return new
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's forward; a prefill with a video goes through EarlyTom: logits over the tokens that are left."""
-        found = self._video_call(args, kwargs)
-        if found is None:
+        call = self._video_call("forward", args, kwargs)
+        if call is None:
             return self.own["forward"](*args, **kwargs)
-        prompts, tokens, rest, _ = found
+        if call.rest.get("labels") is not None:
+            raise InputError("labels cannot go with a video: EarlyTom leaves fewer tokens than they are for")
         _, language = self._parts()
-        return language(**embed_batch(language, prompts, tokens), inner=self.config.inner, **rest)
+        return language(**call.embed(language), inner=self.config.inner, **call.rest)
 
-    def _video_call(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[list[Tensor], list[Tensor], dict[str, Any], Tensor | None] | None:
-        """Prompts with -200 for the video, visual tokens, the other arguments, and ids to put before the answer.
-
-        None when the call is not about videos.
-        """
+    def _video_call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> VideoCall | None:
+        """What the call of that method says, or None when it is not about videos."""
+        if self.restored:
+            return None
+        given = by_name(self.own[method], args, kwargs)
         if self.live.format == "transformers":
-            return self._transformers_call(args, dict(kwargs))
-        return self._llava_next_call(args, dict(kwargs))
-
-    def _transformers_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if kwargs.get("pixel_values_videos") is None:
-            return None
-        ids = args[0] if args else kwargs.pop("input_ids", kwargs.pop("inputs", None))
-        if len(args) > 1 or ids is None or kwargs.get("pixel_values") is not None:
-            raise InputError("with EarlyTom a video goes with input_ids and no image, all passed by name")
-        pixels = kwargs.pop("pixel_values_videos")
-        mask = kwargs.pop("attention_mask", None)
-        for name in ("image_sizes", "image_sizes_videos", "batch_num_images", "position_ids"):
-            kwargs.pop(name, None)
-        placeholder = self.model.config.video_token_id
-        prompts = [_mark_video(row, placeholder) for row in _unpadded(ids, mask, len(pixels))]
-        return prompts, self.encode(pixels), kwargs, ids
-
-    def _llava_next_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        images, modalities = kwargs.get("images"), kwargs.get("modalities")
-        modalities = [modalities] if isinstance(modalities, str) else list(modalities or ())
-        if images is None or not modalities or set(modalities) != {"video"}:
-            return None
-        ids = args[0] if args else kwargs.pop("inputs", kwargs.pop("input_ids", None))
-        if len(args) > 1 or ids is None:
-            raise InputError("with EarlyTom a video goes with the prompt's ids first, and the rest passed by name")
-        mask = kwargs.pop("attention_mask", None)
-        for name in ("images", "modalities", "image_sizes", "position_ids"):
-            kwargs.pop(name, None)
-        videos = [video if isinstance(video, Tensor) else torch.stack(list(video)) for video in images]
-        rows = _unpadded(ids, mask, len(videos))
-        if len({len(video) for video in videos}) == 1:
-            tokens = self.encode(torch.stack(videos))
-        else:
-            tokens = [self.encode(video[None])[0] for video in videos]
-        return rows, tokens, kwargs, None
+            return transformers_call(self.model, given, self.live.geometry, self.encode)
+        return llava_next_call(given, self.encode)
 
 
-def _unpadded(ids: Tensor, mask: Tensor | None, videos: int) -> list[Tensor]:
-    """The rows of ids [B, N] less what mask [B, N] hides. Raises InputError unless there is one for each video."""
-    if len(ids) != videos:
-        raise InputError(f"{len(ids)} prompts do not go with {videos} videos: one video for each prompt")
-    return [row if mask is None else row[mask[i].bool()] for i, row in enumerate(ids)]
-
-
-def _mark_video(ids: Tensor, placeholder: int) -> Tensor:
-    """Ids [P] with the one run of `placeholder` replaced by a single -200. Raises InputError."""
-    at = (ids == placeholder).nonzero().flatten()
-    if not len(at) or int(at[-1] - at[0]) != len(at) - 1:
-        raise InputError(f"a prompt must hold one video: the token {placeholder}, repeated without a gap")
-    first, last = int(at[0]), int(at[-1])
-    return torch.cat([ids[:first], ids.new_tensor([VIDEO_TOKEN]), ids[last + 1 :]])
-
+def _asks_static_cache(implementation: str | None, *configs: Any) -> bool:
+    """Whether the first of these that names a cache names one whose layers have one length."""
+    named = (implementation, *(getattr(config, "cache_implementation", None) for config in configs))
+    return next((name for name in named if name is not None), None) in ALL_STATIC_CACHE_IMPLEMENTATIONS

@@ -41,6 +41,11 @@ class Card:
     driver: str | None
     cuda: str
 
+    @property
+    def file_part(self) -> str:
+        """Model and compute capability as part of a file's name: "nvidia-a100-sxm4-80gb.sm80"."""
+        return f"{re.sub(r'[^a-z0-9]+', '-', self.name.lower()).strip('-')}.{self.target}"
+
 
 def _driver_library() -> Any:
     return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")

@@ -1,13 +1,41 @@
-"""What every command shares: errors as one sentence, interruption that leaves nothing behind."""
+"""What every command shares: its parser, errors as one sentence, interruption that leaves nothing behind.
+
+Nothing heavy is imported here, nor by the parsers: `--help`, `--version` and a mistyped option cost no torch.
+"""
 
 from __future__ import annotations
 
+import argparse
 import signal
 import sys
 from collections.abc import Callable
 from typing import Any
 
+from earlytom import __version__
 from earlytom.errors import EarlyTomError
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes options as they are spelt, not abbreviated (`--version` is no `--version-compatible`), and `--version`."""
+
+    def __init__(self, program: str, description: str) -> None:
+        super().__init__(prog=program, description=description, allow_abbrev=False)
+        self.add_argument("--version", action="version", version=f"{program} {__version__}")
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Argument type: a whole number of at least `least`."""
+
+    def whole(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if number < least:
+            raise argparse.ArgumentTypeError(f"{number} is too small, at least {least} fits")
+        return number
+
+    return whole
 
 
 def guarded(program: str, run: Callable[[], int]) -> int:

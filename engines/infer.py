@@ -4,111 +4,137 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from earlytom.errors import ConfigError
+from earlytom.dtypes import DTYPES
 
-from .command import guarded
+from .command import Parser, at_least, guarded
+from .products import ENGINES
 
 if TYPE_CHECKING:
     from earlytom.pipeline import Answer, EncodedVideo, VideoPipeline
     from earlytom.video import VideoFrames
 
 
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="earlytom-infer",
-        description="Answer questions about a video with a bundle: its engine encodes, PyTorch's Qwen2 answers.",
+def parser() -> Parser:
+    made = Parser(
+        "earlytom-infer",
+        "Answer questions about a video with a bundle: its engine encodes, PyTorch's Qwen2 answers.",
     )
     add = made.add_argument
     add("--bundle", type=Path, required=True, metavar="DIR", help="what earlytom-export made")
     add("--video", type=Path, required=True, metavar="FILE")
     add("--prompt", action="append", default=[], metavar="TEXT", help="may be given several times")
     add("--interactive", action="store_true", help="ask for further questions about the same video")
-    add("--engine", default="auto", help="auto, onnxruntime, tensorrt, tensorrt-rtx or torch (default auto)")
+    add("--engine", default="auto", choices=("auto", *ENGINES), help="what runs the tower (default the best there is)")
+    add("--frame-budgets", default="bundle", choices=("bundle", "data"),
+        help="with --engine torch: frame counts that follow the data, as published, in place of the bundle's")
     add("--checkpoint", metavar="PATH|HUB_ID", help="the weights, if they are not where the bundle says")
     add("--device", help="of the language model: cpu, cuda, ... (default cuda where there is one)")
-    add("--llm-dtype", choices=("fp32", "fp16", "bf16"), help="default bf16 on a GPU, fp32 on a CPU")
+    add("--llm-dtype", choices=tuple(DTYPES), help="default bf16 on a GPU, fp32 on a CPU")
     add("--attention", choices=("sdpa", "eager", "flash_attention_2"), help="of the LLM (default: the best there is)")
-    add("--threads", type=int, metavar="N", help="CPU threads of the engine")
+    add("--threads", type=at_least(1), metavar="N", help="CPU threads of the engine")
     add("--no-cuda-graph", action="store_true", help="run a TensorRT engine without capturing a CUDA graph")
-    add("--max-new-tokens", type=int, default=128, metavar="N")
+    add("--strict-frames", action="store_true", help="refuse a damaged video, or one with too few frames")
+    add("--max-new-tokens", type=at_least(1), default=128, metavar="N")
     add("--sample", action="store_true", help="sample instead of taking the likeliest token")
-    add("--temperature", type=float, default=None, help="with --sample")
+    add("--temperature", type=_temperature, help="with --sample")
     add("--seed", type=int, default=0, help="with --sample")
     add("--no-inner", action="store_true", help="do not merge visual tokens inside the LLM")
     add("--explain", type=Path, metavar="PNG", help="draw what was kept of the video")
     add("--json", action="store_true", help="print answers and times as JSON instead of text")
+    add("--verbose", action="store_true", help="say why better engines were passed over")
     return made
 
 
+def _temperature(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0, such as 0.7")
+    return value
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status 0, 1 with one sentence on an error, 130 when interrupted."""
+    """Exit status 0, 1 with one sentence on an error, 2 on options that do not fit, 130 when interrupted."""
     made = parser()
     arguments = made.parse_args(argv)
     if not arguments.prompt and not arguments.interactive:
         made.error("give --prompt TEXT, or --interactive")
-    if arguments.max_new_tokens < 1:
-        made.error(f"--max-new-tokens is {arguments.max_new_tokens}, it must be at least 1")
+    if arguments.temperature is not None and not arguments.sample:
+        made.error("--temperature goes with --sample")
+    if arguments.frame_budgets == "data" and arguments.engine != "torch":
+        made.error("--frame-budgets data goes with --engine torch: an engine's frame counts are fixed")
     return guarded("earlytom-infer", lambda: run(arguments))
 
 
 def run(arguments: argparse.Namespace) -> int:
-    import torch
-
-    from earlytom.checkpoint import load
-    from earlytom.pipeline import VideoPipeline
-    from earlytom.video import read_frames
+    from earlytom.video import check_picture_path, read_frames
 
     from .bundle.reader import read_bundle
-    from .opening import open_runner
+    from .opening import open_pipeline
 
-    start = time.perf_counter()
+    if arguments.explain:
+        check_picture_path(arguments.explain)
     bundle = read_bundle(arguments.bundle)
-    manifest = bundle.manifest
-    # The video first: it is the cheapest thing that can be wrong.
-    video = read_frames(arguments.video, frames=manifest.config.frames, size=manifest.geometry.image_size)
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-    dtype = dtypes[arguments.llm_dtype or ("fp32" if torch.device(device).type == "cpu" else "bf16")]
-    parts = ("vision", "language") if arguments.engine == "torch" else ("language",)
-    name = arguments.checkpoint or manifest.checkpoint["name"]
-    model = load(
-        name, dtype=dtype, device=device, parts=parts, attn_implementation=arguments.attention,
-        pooling=manifest.config.pooling,
-    )  # fmt: skip
-    bundle.check_weights(model.identity)
-    if model.tokenizer is None:
-        raise ConfigError(f"the checkpoint {name} has no tokenizer, so a question cannot be put to it")
-    runner = open_runner(
-        bundle, arguments.engine, threads=arguments.threads, vision=model.vision,
-        cuda_graph=not arguments.no_cuda_graph,
-    )  # fmt: skip
-    with runner:
-        _note(arguments, f"engine: {runner.why}")
-        pipeline = VideoPipeline(
-            lambda frames: runner.run(frames), model.language, model.tokenizer, manifest.config, manifest.shapes,
-            model.eos_token_ids,
-        )  # fmt: skip
-        loaded = time.perf_counter() - start - video.decode_seconds - video.resize_seconds
-        encoded = pipeline.encode(torch.from_numpy(video.frames))
-        _note(arguments, f"video: {_seen(video, encoded, manifest)}")
+    config, side = bundle.manifest.config, bundle.manifest.geometry.image_size
+    # The video before the models: it is cheap, and what is most often wrong.
+    video = read_frames(arguments.video, frames=config.frames, size=side, strict=arguments.strict_frames)
+    for note in video.notes:
+        _note(arguments, f"warning: {note}")
+    start = time.perf_counter()
+    with open_pipeline(
+        bundle, checkpoint=arguments.checkpoint, engine=arguments.engine, device=arguments.device,
+        dtype=arguments.llm_dtype, attention=arguments.attention, frame_budgets=arguments.frame_budgets,
+        threads=arguments.threads, cuda_graph=not arguments.no_cuda_graph,
+    ) as pipeline:
+        loaded = time.perf_counter() - start
+        _note(arguments, f"engine: {_engine(pipeline, arguments.verbose)}")
+        encoded = pipeline.encode(video.frames)
+        total = config.frames * bundle.manifest.shapes.pooled_patches
+        repeats = f", {video.repeated} of them repeats," if video.repeated else ""
+        _note(
+            arguments,
+            f"video: {config.frames} of {video.frame_count} frames{repeats} -> {len(encoded.weights)} frames, "
+            f"{len(encoded.tokens)} visual tokens of {total} ({int(encoded.dynamic.sum())} frames dynamic)",
+        )
         if arguments.explain:
-            _explain(arguments.explain, video, encoded, manifest.shapes.pooled_grid)
-        answers = []
-        for question in arguments.prompt:
-            answers.append(_answer(arguments, pipeline, encoded, question))
+            _explain(arguments.explain, video, encoded, bundle.manifest.shapes.pooled_grid)
+        answers = [_answer(arguments, pipeline, encoded, question) for question in arguments.prompt]
         if arguments.interactive:
             _converse(arguments, pipeline, encoded)
     times = {
         "load": loaded, "decode": video.decode_seconds, "resize": video.resize_seconds, "vision": encoded.seconds,
-    }  # fmt: skip
-    _print_times(arguments, times, answers, runner)
+    }
+    if arguments.json:
+        rows = [
+            {"prompt": question, "text": answer.text, "ids": list(answer.ids), "prefill": answer.prefill_seconds,
+             "decode": answer.decode_seconds, "tokens_per_second": answer.tokens_per_second}
+            for question, answer in zip(arguments.prompt, answers)
+        ]
+        engine = getattr(pipeline.encoder, "name", arguments.engine)
+        print(json.dumps({"engine": engine, "seconds": times, "answers": rows}, indent=2))
+    else:
+        _print_times(times, answers)
     return 0
+
+
+def _engine(pipeline: VideoPipeline, verbose: bool) -> str:
+    """On what the tower runs, in one short line; why not on something better, when that is asked for."""
+    why = getattr(pipeline.encoder, "why", "torch, frame counts that follow the data")
+    passed = getattr(pipeline.encoder, "passed", ())
+    if not passed:
+        return why
+    if verbose:
+        return "\n  not ".join((why, *passed))
+    return f"{why} (not {', '.join(text.split(':')[0] for text in passed)}: --verbose says why)"
 
 
 def _answer(arguments: argparse.Namespace, pipeline: VideoPipeline, encoded: EncodedVideo, question: str) -> Answer:
@@ -117,7 +143,7 @@ def _answer(arguments: argparse.Namespace, pipeline: VideoPipeline, encoded: Enc
 
     torch.manual_seed(arguments.seed)
     options: dict[str, Any] = {"do_sample": arguments.sample}
-    if arguments.sample and arguments.temperature is not None:
+    if arguments.temperature is not None:
         options["temperature"] = arguments.temperature
     if not arguments.json:
         print(f"\n> {question}")
@@ -131,7 +157,7 @@ def _answer(arguments: argparse.Namespace, pipeline: VideoPipeline, encoded: Enc
     )
     if not arguments.json:
         print(f"\n  [prefill {answer.prefill_seconds:.3f} s, {len(answer.ids)} tokens, "
-              f"{answer.tokens_per_second:.1f} tokens/s]")  # fmt: skip
+              f"{answer.tokens_per_second:.1f} tokens/s]")
     return answer
 
 
@@ -147,41 +173,22 @@ def _converse(arguments: argparse.Namespace, pipeline: VideoPipeline, encoded: E
 
 
 def _explain(path: Path, video: VideoFrames, encoded: EncodedVideo, grid: int) -> None:
-    from earlytom.video.explain import draw_explanation
+    from earlytom.video import draw_explanation
 
     draw_explanation(
         video.frames, encoded.positions.cpu(), encoded.dynamic.cpu(), encoded.weights.cpu(), grid=grid,
         timestamps=video.timestamps.tolist(), path=path,
-    )  # fmt: skip
-
-
-def _seen(video: VideoFrames, encoded: EncodedVideo, manifest: Any) -> str:
-    total = manifest.config.frames * manifest.shapes.pooled_patches
-    return (
-        f"{manifest.config.frames} of {video.frame_count} frames -> {len(encoded.weights)} frames, "
-        f"{len(encoded.tokens)} visual tokens of {total} ({int(encoded.dynamic.sum())} frames dynamic)"
     )
 
 
-def _print_times(arguments: argparse.Namespace, times: dict[str, float], answers: list[Answer], runner: Any) -> None:
-    if arguments.json:
-        rows = [
-            {
-                "prompt": question, "text": answer.text, "ids": list(answer.ids), "prefill": answer.prefill_seconds,
-                "decode": answer.decode_seconds, "tokens_per_second": answer.tokens_per_second,
-            }
-            for question, answer in zip(arguments.prompt, answers)
-        ]  # fmt: skip
-        print(json.dumps({"engine": runner.name, "seconds": times, "answers": rows}, indent=2))
-        return
+def _print_times(times: dict[str, float], answers: list[Answer]) -> None:
     parts = [f"{name} {seconds:.3f} s" for name, seconds in times.items()]
     if answers:
         first = answers[0]
-        spent = times["vision"] + first.prefill_seconds
         parts += [
             f"prefill {first.prefill_seconds:.3f} s", f"decode {first.tokens_per_second:.1f} tokens/s",
-            f"time to first token (vision + prefill) {spent:.3f} s",
-        ]  # fmt: skip
+            f"time to first token (vision + prefill) {times['vision'] + first.prefill_seconds:.3f} s",
+        ]
     print("\ntime: " + ", ".join(parts))
 
 

@@ -66,13 +66,22 @@ def default_providers(device: str | None = None) -> tuple[str, ...]:
     return (CUDA, CPU)
 
 
+def _card(device: str | None) -> int:
+    """The number of the card that `device` names; where it gives none, of torch's current one."""
+    index = torch.device(device).index if device else None
+    if index is None:
+        index = torch.cuda.current_device() if torch.cuda.is_available() else 0
+    return index
+
+
 class OnnxRuntimeRunner(Closing):
     """A session on a graph with all shapes static. ONNX Runtime's sessions may be run by several threads at once.
 
     model_path: a graph with the tensors `inputs` and `outputs`; it may have further outputs, which `run_named` gives.
     providers: names in order of preference, the CPU is added last; threads: inside one operator on a CPU, default one
-    for each core. Frames and outputs are handed over by address. Raises BundleError when the file is not there,
-    EngineError when it cannot be loaded or is another graph.
+    for each core; graph: runs in place of the one at model_path, with the weights that lie there. Frames and outputs
+    are handed over by address. Raises BundleError when the file is not there, EngineError when it cannot be loaded or
+    is another graph.
     """
 
     name = "onnxruntime"
@@ -81,13 +90,14 @@ class OnnxRuntimeRunner(Closing):
     def __init__(
         self, model_path: Path | str, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], *,
         providers: Sequence[str] | None = None, threads: int | None = None, device: str | None = None,
+        graph: bytes | None = None,
     ) -> None:
         self.inputs, self.outputs = inputs, outputs
         self.model_path = Path(model_path)
         if not self.model_path.is_file():
             raise BundleError(f"the graph {self.model_path} does not exist")
         wanted = list(providers) if providers is not None else list(default_providers(device))
-        self._session: Any = self._load(wanted + [CPU] * (CPU not in wanted), threads, device)
+        self._session: Any = self._load(wanted + [CPU] * (CPU not in wanted), threads, device, graph)
         self._check_graph()
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
         refused = [name for name in wanted if name not in self.providers]
@@ -97,10 +107,10 @@ class OnnxRuntimeRunner(Closing):
                 f"another version) and would run on {', '.join(self.providers)} instead"
             )
         self._on_gpu = self.providers[0] in (CUDA, TENSORRT)
-        self.device = torch.device(device or "cuda") if self._on_gpu else torch.device("cpu")
+        self.device = torch.device("cuda", _card(device)) if self._on_gpu else torch.device("cpu")
         self.why = f"onnxruntime, {self.providers[0].removesuffix('ExecutionProvider')}"
 
-    def _load(self, providers: list[str], threads: int | None, device: str | None) -> Any:
+    def _load(self, providers: list[str], threads: int | None, device: str | None, graph: bytes | None) -> Any:
         onnxruntime = _package()
         available = onnxruntime.get_available_providers()
         missing = [name for name in providers if name not in available]
@@ -120,10 +130,14 @@ class OnnxRuntimeRunner(Closing):
             if threads < 1:
                 raise EngineError(f"threads is {threads}, it must be at least 1")
             options.intra_op_num_threads = threads
-        index = (torch.device(device).index if device else None) or 0
-        with_options = [(name, {"device_id": index}) if name in (CUDA, TENSORRT) else name for name in providers]
+        if graph is not None:
+            folder = str(self.model_path.parent)
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+        # Float32 products may use TF32 there, with 10 bits of mantissa, unless told not to: plans would flip.
+        own = {CUDA: {"use_tf32": 0}, TENSORRT: {}}
+        with_options = [(n, {"device_id": _card(device), **own[n]}) if n in own else n for n in providers]
         try:
-            return onnxruntime.InferenceSession(self.model_path, sess_options=options, providers=with_options)
+            return onnxruntime.InferenceSession(graph or self.model_path, sess_options=options, providers=with_options)
         except Exception as error:  # its exceptions share no base
             raise EngineError(
                 f"ONNX Runtime {onnxruntime.__version__} cannot load {self.model_path}, it is damaged or uses what "
@@ -148,23 +162,19 @@ class OnnxRuntimeRunner(Closing):
         check_inputs(self.inputs, {"frames": frames})
         session = self._open_session()
         if isinstance(frames, np.ndarray):
-            frames = np.ascontiguousarray(frames)
-            kind, index, address = "cpu", 0, frames.ctypes.data
-        else:
-            frames = frames.contiguous()
-            kind, index, address = frames.device.type, frames.device.index or 0, frames.data_ptr()
+            frames = torch.from_numpy(np.require(frames, requirements=["C", "W"]))
+        frames = frames.to(self.device).contiguous()
         results = {
             spec.name: torch.empty(spec.shape, dtype=getattr(torch, spec.dtype), device=self.device)
             for spec in self.outputs
         }
         binding = session.io_binding()
         (spec,) = self.inputs
-        binding.bind_input(spec.name, kind, index, _element(spec.dtype), list(spec.shape), address)
+        place = self.device.type, self.device.index or 0
+        binding.bind_input(spec.name, *place, _element(spec.dtype), list(spec.shape), frames.data_ptr())
         for spec in self.outputs:
-            at, result = self.device, results[spec.name]
-            binding.bind_output(
-                spec.name, at.type, at.index or 0, _element(spec.dtype), list(spec.shape), result.data_ptr()
-            )
+            address = results[spec.name].data_ptr()
+            binding.bind_output(spec.name, *place, _element(spec.dtype), list(spec.shape), address)
         try:
             if self._on_gpu:  # ONNX Runtime has a stream of its own
                 torch.cuda.current_stream(self.device).synchronize()

@@ -22,17 +22,13 @@ COMPATIBILITY = ("none", "ampere+", "same-cc")  # levels that a TensorRT engine 
 
 @dataclass(frozen=True)
 class Engine:
-    """What runs a bundle. module: the package it needs, and `install` what gets it.
-
-    runs_in: the module of engines/ with `probe` and `open_bundle`, see runner.py; needs_weights: it computes from the
-    checkpoint, not from a file.
-    """
+    """What runs a bundle. module: the package it needs, and `install` what gets it; needs_weights: it computes from the
+    checkpoint, not from a file. Which file of ours runs it: opening.py."""
 
     name: str
     title: str
     module: str
     install: str
-    runs_in: str
     needs_weights: bool = False
 
 
@@ -64,7 +60,7 @@ ENGINES: dict[str, Engine] = {
     engine.name: engine
     for engine in (
         Product(
-            "tensorrt", "TensorRT", "tensorrt", "pip install tensorrt", "tensorrt.runner",
+            "tensorrt", "TensorRT", "tensorrt", "pip install tensorrt",
             suffix="trt", minimum=(10, 10), attention_since=(10, 14),
             timing_cache=True, hardware_compatibility=True, version_compatible=True, strip_weights=True,
         ),
@@ -72,11 +68,11 @@ ENGINES: dict[str, Engine] = {
         # frames in float32. Timing caches are no-ops, compatibility levels unsupported; version-compatible engines need
         # a library that its wheel lacks, stripped ones a GPU (all tried with 1.7.1).
         Product(
-            "tensorrt-rtx", "TensorRT for RTX", "tensorrt_rtx", "pip install tensorrt-rtx", "tensorrt.runner",
+            "tensorrt-rtx", "TensorRT for RTX", "tensorrt_rtx", "pip install tensorrt-rtx",
             suffix="rtx", minimum=(1, 7), attention_since=(1, 7), targets=("sm80", "sm86", "sm89", "sm120", "sm121"),
         ),
-        Engine("onnxruntime", "ONNX Runtime", "onnxruntime", "pip install onnxruntime", "onnxruntime"),
-        Engine("torch", "PyTorch", "torch", "pip install torch", "pytorch", needs_weights=True),
+        Engine("onnxruntime", "ONNX Runtime", "onnxruntime", "pip install onnxruntime"),
+        Engine("torch", "PyTorch", "torch", "pip install torch", needs_weights=True),
     )
 }  # fmt: skip
 PRODUCTS = {name: engine for name, engine in ENGINES.items() if isinstance(engine, Product)}

@@ -28,7 +28,8 @@ class TorchRunner(Closing):
         shapes, dtype = self._tower.shapes, str(vision.dtype).removeprefix("torch.")
         self.inputs = tuple(TensorSpec(name, *spec) for name, spec in shapes.inputs.items())
         self.outputs = tuple(TensorSpec(name, *spec) for name, spec in shapes.outputs(dtype).items())
-        self.why = why or f"torch, {dtype} on {vision.image_newline.device}"
+        self.device = vision.image_newline.device
+        self.why = why or f"torch, {dtype} on {self.device}"
 
     def run(self, frames: Frames) -> TowerOutputs:
         """As Runner.run; the outputs lie on the device of the weights."""
@@ -38,7 +39,7 @@ class TorchRunner(Closing):
         if isinstance(frames, np.ndarray):
             frames = torch.from_numpy(np.require(frames, requirements=["C", "W"]))
         with torch.no_grad():
-            outputs: TowerOutputs = self._tower(frames.to(self._tower.vision.image_newline.device))
+            outputs: TowerOutputs = self._tower(frames.to(self.device))
             return outputs
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -28,12 +29,15 @@ Frames = Tensor | NDArray[np.uint8]
 class Runner(Protocol):
     """An engine, opened. Use it as a context manager, or `close` it.
 
-    name: of the engine; why: how it came to be chosen, for people; thread_safe: whether several threads may be in
-    `run` at once.
+    name: of the engine; device: where its outputs lie and frames need not be moved; why: on what it runs and how it
+    came to be chosen, for people; passed: the better engines that cannot run here, each with the reason; thread_safe:
+    whether several threads may be in `run` at once.
     """
 
     name: str
+    device: torch.device
     why: str
+    passed: tuple[str, ...]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     thread_safe: bool
@@ -50,7 +54,9 @@ class Runner(Protocol):
 
 
 class Closing:
-    """`with` for a runner that has `close`."""
+    """`with` for a runner that has `close`; nothing was passed over for it unless `open_runner` says so."""
+
+    passed: tuple[str, ...] = ()
 
     def __enter__(self) -> Runner:
         return self  # type: ignore[return-value]  # the class that inherits this is the Runner
@@ -97,6 +103,10 @@ class OpenOptions:
     vision: Vision | None = None
     cuda_graph: bool = True
     contexts: int = 2  # each has activations of its own
+
+    def __post_init__(self) -> None:
+        if self.providers is not None:
+            object.__setattr__(self, "providers", tuple(self.providers) or None)
 
 
 def first_line(error: BaseException) -> str:

@@ -111,7 +111,7 @@ def build_one(bundle: Bundle, options: BuildOptions, folder: Path, progress: Pro
     if manifest.dtype != "fp32":  # TensorRT has no fused attention in float32, so there it is no news
         for warning in summary.warnings:
             progress.say(f"warning: {record.file}: {warning}")
-    return replace(record, settings=record.settings | {"inspected": summary.to_dict()})
+    return replace(record, settings=replace(record.settings, inspected=summary.inspection()))
 
 
 def look_at(bundle: Bundle, record: EngineRecord, folder: Path) -> EngineSummary:
@@ -122,8 +122,8 @@ def look_at(bundle: Bundle, record: EngineRecord, folder: Path) -> EngineSummary
     path = folder / record.file
     if product_of(record.product).ahead_of_time:
         return inspect_plan(path, bundle.manifest)
-    stripped = record.settings.get("strip_weights")
-    return inspect_file(path, record.product, bundle.manifest, bundle.path / MODEL if stripped else None)
+    graph = bundle.path / MODEL if record.settings.strip_weights else None
+    return inspect_file(path, record.product, bundle.manifest, graph)
 
 
 def _step(progress: Progress, name: str, step: str) -> None:

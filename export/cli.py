@@ -13,7 +13,7 @@ from typing import TypeVar
 from earlytom.config import METHODS, POOLING
 from earlytom.dtypes import DTYPES
 from earlytom.presets import PRESETS
-from engines.command import guarded
+from engines.command import Parser, guarded
 from engines.products import COMPATIBILITY, PRODUCTS
 
 from .progress import Progress
@@ -36,10 +36,10 @@ def filled(kind: type[Options], arguments: argparse.Namespace) -> Options:
     return kind(**{field.name: getattr(arguments, field.name) for field in fields(kind)})
 
 
-def export_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="earlytom-export",
-        description="Export the vision tower of a video LLM with EarlyTom in static shapes: ONNX, engines, a parity "
+def export_parser() -> Parser:
+    parser = Parser(
+        "earlytom-export",
+        "Export the vision tower of a video LLM with EarlyTom in static shapes: ONNX, engines, a parity "
         "report, in one bundle. Without --checkpoint it exports the built-in demo.",
     )
     add = parser.add_argument
@@ -109,13 +109,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             )  # fmt: skip
         from .job import plan_job  # torch and all that makes a graph
 
-        job = plan_job(options)
+        progress = Progress(quiet=arguments.quiet)
+        job = plan_job(options, progress.say)
         if arguments.dry_run:
             print(json.dumps(job.to_dict(), indent=2) if arguments.json else job.describe())
             return 0
         from .run import run_job
 
-        result = run_job(job, Progress(quiet=arguments.quiet))
+        result = run_job(job, progress)
         if arguments.json:
             print(json.dumps(result.to_dict(), indent=2))
         return 0
@@ -123,10 +124,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return guarded("earlytom-export", run)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="earlytom-build",
-        description="Add a TensorRT engine to a bundle, built from its graph; the checkpoint is not needed. An engine "
+def build_parser() -> Parser:
+    parser = Parser(
+        "earlytom-build",
+        "Add a TensorRT engine to a bundle, built from its graph; the checkpoint is not needed. An engine "
         "with the same file name is replaced. The engine is not verified: earlytom-verify BUNDLE does that.",
     )
     add = parser.add_argument
@@ -156,10 +157,10 @@ def build_main(argv: Sequence[str] | None = None) -> int:
     return guarded("earlytom-build", run)
 
 
-def verify_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="earlytom-verify",
-        description="Measure a bundle's parity again: oracle, static tower, ONNX Runtime, every engine that runs here.",
+def verify_parser() -> Parser:
+    parser = Parser(
+        "earlytom-verify",
+        "Measure a bundle's parity again: oracle, static tower, ONNX Runtime, every engine that runs here.",
     )
     add = parser.add_argument
     add("bundle", type=Path, metavar="BUNDLE", help="directory that earlytom-export made")
@@ -188,9 +189,9 @@ def verify_main(argv: Sequence[str] | None = None) -> int:
             progress=Progress(("verify",), quiet=arguments.quiet or arguments.json),
         )  # fmt: skip
         if arguments.json:
-            print(json.dumps({"passed": report.passed, "hops": list(report.to_dicts())}, indent=2))
+            print(json.dumps({"passed": report.passed, "hops": [hop.to_dict() for hop in report.hops]}, indent=2))
         elif not arguments.quiet:
-            print(render_report(replace(bundle.manifest, parity=report.to_dicts()), None))
+            print(render_report(replace(bundle.manifest, parity=report.hops)))
         return 0 if report.passed else 1
 
     return guarded("earlytom-verify", run)

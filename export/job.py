@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -157,8 +158,11 @@ def tools() -> dict[str, str]:
     return found
 
 
-def plan_job(options: ExportOptions) -> Job:
-    """Read the checkpoint's headers and settle every setting. Raises EarlyTomError on whatever cannot be done."""
+def plan_job(options: ExportOptions, tell: Callable[[str], None] | None = None) -> Job:
+    """Read the checkpoint's headers and settle every setting. Raises EarlyTomError on whatever cannot be done.
+
+    tell: is given what a person should know of the video's frames, line by line.
+    """
     check_dtype(options.dtype)
     opset = DEFAULT_OPSET if options.opset is None else options.opset
     if opset not in OPSETS:
@@ -178,6 +182,7 @@ def plan_job(options: ExportOptions) -> Job:
     video = None
     if options.video is not None:
         video = verification_clips(
-            Path(options.video), frames=config.frames, size=identity.geometry.image_size, batch=options.batch
+            Path(options.video), frames=config.frames, size=identity.geometry.image_size, batch=options.batch,
+            tell=tell,
         )
     return Job(options, identity, config, opset, engines, why, builds, Path(output), video)

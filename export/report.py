@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from earlytom.flops import tower_cost, unpruned_config
-from earlytom.parity import TOLERANCES, ParityReport, Tolerance
+from earlytom.parity import TOLERANCES, HopReport
+from earlytom.parity.results import STATES, PlanAgreement
 from earlytom.shapes import derive_shapes
 from engines.bundle.manifest import MODEL, Manifest
 
@@ -28,25 +30,16 @@ patches of each frame stay. **Numbers** then, where the plans agree: a token tha
 - NaN and infinite values fail a hop. What could not run here says *not run*; that is no pass."""
 
 
-def render_report(
-    manifest: Manifest, parity: ParityReport | Sequence[Mapping[str, Any]] | None, summary: GraphSummary | None = None
-) -> str:
-    """Markdown for `report.md`.
-
-    parity: a fresh report, or a manifest's `parity`, None for what the manifest has; summary: of the graph, where it
-    was checked.
-    """
-    if parity is None:
-        parity = manifest.parity
-    hops = parity.to_dicts() if isinstance(parity, ParityReport) else parity
+def render_report(manifest: Manifest, summary: GraphSummary | None = None) -> str:
+    """Markdown for `report.md`; summary: of the graph, where it was checked."""
     sections = [
-        _head(manifest, hops), _shapes(manifest), _cost(manifest), _graph(manifest, summary), _engines(manifest),
-        _parity(manifest, hops),
+        _head(manifest), _shapes(manifest), _cost(manifest), _graph(manifest, summary), _engines(manifest),
+        _parity(manifest),
     ]  # fmt: skip
     return "\n\n".join(text for text in sections if text) + "\n"
 
 
-def _head(manifest: Manifest, hops: Sequence[Mapping[str, Any]]) -> str:
+def _head(manifest: Manifest) -> str:
     config, checkpoint = manifest.config, manifest.checkpoint
     inner = config.inner
     rows = [
@@ -57,7 +50,7 @@ def _head(manifest: Manifest, hops: Sequence[Mapping[str, Any]]) -> str:
         ("merging", f"after layers {_join(config.merge_layers)}; tau {config.tau:g}, M {config.max_window}, "
                     f"ema {config.ema:g}" if config.merge_layers else "none"),
         ("inner merging", f"layer {inner.layer}, ratio {inner.ratio:g}, {inner.method}" if inner else "none"),
-        ("parity", _overall(hops)),
+        ("parity", _overall(manifest.parity)),
     ]  # fmt: skip
     engines = [
         f"`{e.file}`: {e.product} {e.version} for {_join(e.targets)}" + (f", built on {e.gpu}" if e.gpu else "")
@@ -68,10 +61,10 @@ def _head(manifest: Manifest, hops: Sequence[Mapping[str, Any]]) -> str:
     return f"# EarlyTom bundle\n\n{_table(('', ''), rows)}" + (f"\n\nMade with {tools}." if tools else "")
 
 
-def _overall(hops: Sequence[Mapping[str, Any]]) -> str:
+def _overall(hops: Sequence[HopReport]) -> str:
     if not hops:
         return "not verified"
-    count = {status: sum(hop["status"] == status for hop in hops) for status in ("passed", "failed", "not run")}
+    count = {status: sum(hop.status == status for hop in hops) for status in STATES}
     said = ", ".join(f"{number} {status}" for status, number in count.items() if number)
     return f"**FAILED** ({said})" if count["failed"] else f"{said} of {len(hops)} hops"
 
@@ -141,36 +134,37 @@ def _engines(manifest: Manifest) -> str:
     """What the engines are made of, as far as it could be seen where they were built."""
     lines = []
     for engine in manifest.engines:
-        found = engine.settings.get("inspected")
-        if not found:
+        found = engine.settings.inspected
+        if found is None:
             continue
-        seen = f"{found['fused']} of {found['attention']} attentions fused"
-        lines.append(f"- `{engine.file}`: " + "; ".join(found["warnings"] or [seen]))
+        seen = f"{found.fused} of {found.attention} attentions fused"
+        lines.append(f"- `{engine.file}`: " + "; ".join(found.warnings or [seen]))
     return "## Engines\n\n" + "\n".join(lines) if lines else ""
 
 
-def _parity(manifest: Manifest, hops: Sequence[Mapping[str, Any]]) -> str:
+def _parity(manifest: Manifest) -> str:
+    hops = manifest.parity
     if not hops:
         return "## Parity\n\nNot verified. `earlytom-verify` on this directory does it."
-    rows = [(hop["name"], hop["dtype"], f"**{hop['status']}**", *_summary(hop)) for hop in hops]
+    rows = [(hop.name, hop.dtype, f"**{hop.status}**", *_summary(hop)) for hop in hops]
     head = ("hop", "dtype", "", "frames equal", "patches equal", "flips (near-ties)", "tokens: max", "cosine", "SQNR")
     parts = ["## Parity", _table(head, rows), _tolerance(manifest.dtype), MEANING]
     return "\n\n".join(parts + [_hop(hop) for hop in hops] + [_repeat(hops)])
 
 
-def _summary(hop: Mapping[str, Any]) -> tuple[str, ...]:
-    if "plan" not in hop:
+def _summary(hop: HopReport) -> tuple[str, ...]:
+    if hop.numbers is None:
         return ("",) * 6
-    plan, tokens = hop["plan"], hop["differences"]["tokens"]
+    plan, tokens = hop.numbers.plan, hop.numbers.differences["tokens"]
     return (
-        f"{plan['frames_equal']} of {plan['frames']}", f"{plan['patches_equal']} of {plan['patches']}",
-        f"{plan['flips_total']} ({plan['flips_excused']})", _number(tokens["max_abs"]), f"{tokens['cosine']:.6f}",
-        "exact" if tokens["sqnr_db"] is None else f"{tokens['sqnr_db']:.0f} dB",
+        f"{plan.frames_equal} of {plan.frames}", f"{plan.patches_equal} of {plan.patches}",
+        f"{plan.flips_total} ({plan.flips_excused})", _number(tokens.max_abs), f"{tokens.cosine:.6f}",
+        "exact" if tokens.sqnr_db == math.inf else f"{tokens.sqnr_db:.0f} dB",
     )  # fmt: skip
 
 
 def _tolerance(dtype: str) -> str:
-    limit: Tolerance = TOLERANCES[dtype]
+    limit = TOLERANCES[dtype]
     tokens = f"largest error {limit.tokens:g} (times the tokens' rms where that is above 1), " if limit.tokens else ""
     choices = "every choice equal but exact ties" if limit.exact else "every flip a near-tie"
     return (
@@ -181,39 +175,37 @@ def _tolerance(dtype: str) -> str:
     )
 
 
-def _hop(hop: Mapping[str, Any]) -> str:
-    lines = [f"### {hop['name']}: {hop['status']}"]
-    lines += [f"- {reason}" for reason in hop["reasons"]]
-    if hop.get("bisect"):
-        lines.append(f"- where it first goes wrong: {hop['bisect']}")
-    if hop.get("note"):
-        lines.append(f"\nNote: {hop['note']}.")
-    if "differences" not in hop:
+def _hop(hop: HopReport) -> str:
+    lines = [f"### {hop.name}: {hop.status}"]
+    lines += [f"- {reason}" for reason in hop.reasons]
+    if hop.bisect:
+        lines.append(f"- where it first goes wrong: {hop.bisect}")
+    if hop.note:
+        lines.append(f"\nNote: {hop.note}.")
+    if hop.numbers is None:
         return "\n".join(lines)
     rows = [
         (
-            name, f"{d['count']}", _number(d["max_abs"]), _number(d["mean_abs"]), _number(d["relative"]),
-            f"{d['cosine']:.6f}", f"{d['worst_cosine']:.6f}", "" if d["sqnr_db"] is None else f"{d['sqnr_db']:.1f}",
-            f"{d['nans']}/{d['infs']}",
+            name, f"{d.count}", _number(d.max_abs), _number(d.mean_abs), _number(d.relative), f"{d.cosine:.6f}",
+            f"{d.worst_cosine:.6f}", "" if math.isinf(d.sqnr_db) else f"{d.sqnr_db:.1f}", f"{d.nans}/{d.infs}",
         )
-        for name, d in hop["differences"].items()
+        for name, d in hop.numbers.differences.items()
     ]  # fmt: skip
     head = ("", "values", "max", "mean", "relative", "cosine", "worst cosine", "SQNR dB", "NaN/Inf")
     lines += ["", _table(head, rows)]
-    plan, polygraphy = hop["plan"], hop.get("polygraphy", {})
-    shares = plan["shares"]
-    first = "no merge layer's plan differs" if plan["first_layer"] is None else (
-        f"the first plan that differs is that of merge layer {plan['first_layer']}"
+    plan, shares = hop.numbers.plan, hop.numbers.plan.shares
+    first = "no merge layer's plan differs" if plan.first_layer is None else (
+        f"the first plan that differs is that of merge layer {plan.first_layer}"
     )  # fmt: skip
     lines.append(
-        f"\nPlans: {shares['frames']:.2%} of the frames are the same mix, {shares['dynamic']:.2%} of those have the "
-        f"same mark (static or dynamic), {shares['patches']:.2%} of all patches are equal, "
-        f"{shares['comparable_patches']:.2%} in frames with the same mix and mark; {first}."
+        f"\nPlans: {shares.frames:.2%} of the frames are the same mix, {shares.dynamic:.2%} of those have the "
+        f"same mark (static or dynamic), {shares.patches:.2%} of all patches are equal, "
+        f"{shares.comparable_patches:.2%} in frames with the same mix and mark; {first}."
     )
-    if plan["flips"]:
+    if plan.flips:
         lines += ["", _flips(plan)]
-    if "tokens" in polygraphy:
-        t = polygraphy["tokens"]
+    if "tokens" in hop.polygraphy:
+        t = hop.polygraphy["tokens"]
         lines.append(
             f"\nPolygraphy's comparator on the same tokens: max {_number(t['max_absdiff'])}, mean "
             f"{_number(t['mean_absdiff'])}, median {_number(t['median_absdiff'])}, "
@@ -223,22 +215,22 @@ def _hop(hop: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _flips(plan: Mapping[str, Any]) -> str:
+def _flips(plan: PlanAgreement) -> str:
     rows = [
         (
-            f["kind"], "end" if f["layer"] is None else str(f["layer"]), str(f["frame"]), f["what"],
-            "unknown" if f["margin"] is None else _number(f["margin"]), _number(f["error"]),
-            "tie" if f["tied"] else ("near-tie" if f["excused"] else "**fault**"),
+            f.kind, "end" if f.layer is None else str(f.layer), str(f.frame), f.what,
+            "unknown" if f.margin is None else _number(f.margin), _number(f.error),
+            "tie" if f.tied else ("near-tie" if f.excused else "**fault**"),
         )
-        for f in plan["flips"]
+        for f in plan.flips
     ]  # fmt: skip
-    more = plan["flips_total"] - len(rows)
+    more = plan.flips_total - len(rows)
     head = ("choice", "layer", "frame", "what", "margin", "error", "")
     return _table(head, rows) + (f"\n\n{more} more flips with larger room are left out." if more else "")
 
 
-def _repeat(hops: Sequence[Mapping[str, Any]]) -> str:
-    commands = [hop["repeat"] for hop in hops if hop.get("repeat")]
+def _repeat(hops: Sequence[HopReport]) -> str:
+    commands = [hop.repeat for hop in hops if hop.repeat]
     text = (
         "## Repeating it\n\n`earlytom-verify BUNDLE [--video FILE]` runs all hops again; its exit status is 1 when one "
         "fails. With `--save-tensors DIR` it writes inputs and outputs in Polygraphy's format, and Polygraphy repeats "
@@ -256,7 +248,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _number(value: float | None, form: str = ".2e") -> str:
-    return "not finite" if value is None else (format(value, form) if value else "0")
+    return "not finite" if value is None or math.isinf(value) else (format(value, form) if value else "0")
 
 
 def _count(number: int, what: str) -> str:

@@ -49,8 +49,8 @@ class Result:
         return {
             "bundle": str(self.bundle.path), "skipped": self.skipped, "tokens": manifest.counts.tokens,
             "files": {name: record.bytes for name, record in sorted(manifest.files.items())},
-            "engines": [engine.file for engine in manifest.engines], "parity": list(manifest.parity),
-            "seconds": self.seconds,
+            "engines": [engine.file for engine in manifest.engines],
+            "parity": [hop.to_dict() for hop in manifest.parity], "seconds": self.seconds,
         }  # fmt: skip
 
 
@@ -60,7 +60,8 @@ def export(options: ExportOptions, *, progress: Progress | None = None) -> Bundl
     progress: told what is being done, by default nobody. Raises EarlyTomError: ConfigError and CheckpointError before
     the work, ExportError, EngineError, ParityError, BundleError; then nothing is left behind.
     """
-    return run_job(plan_job(options), progress or Progress(quiet=True)).bundle
+    progress = progress or Progress(quiet=True)
+    return run_job(plan_job(options, progress.say), progress).bundle
 
 
 def run_job(job: Job, progress: Progress) -> Result:
@@ -80,8 +81,8 @@ def run_job(job: Job, progress: Progress) -> Result:
         report = _verify(job, Bundle(writer.path, manifest), vision, progress) if options.verify else None
         if report is not None:
             # Where the saved tensors lie is told to who asked for them, and nothing of the bundle's.
-            manifest = replace(manifest, parity=tuple(replace(hop, repeat="").to_dict() for hop in report.hops))
-        text = render_report(manifest, None, summary)
+            manifest = replace(manifest, parity=tuple(replace(hop, repeat="") for hop in report.hops))
+        text = render_report(manifest, summary)
         (writer.path / REPORT).write_text(text, encoding="utf-8")
         if report is not None and not report.passed:
             progress.say(text)
@@ -158,7 +159,8 @@ def verify_again(
     check_folders(save_tensors=save_tensors)
     manifest, progress = bundle.manifest, progress or Progress(("verify",), quiet=True)
     frames = verification_clips(
-        video, frames=manifest.config.frames, size=manifest.geometry.image_size, batch=manifest.batch
+        video, frames=manifest.config.frames, size=manifest.geometry.image_size, batch=manifest.batch,
+        tell=progress.say,
     )
     with progress.stage("verify"):
         return verify_bundle(bundle, frames, checkpoint=checkpoint, save_tensors=save_tensors, progress=progress.step)
@@ -190,17 +192,16 @@ def add_engine(bundle: Bundle | Path | str, options: EngineOptions, *, progress:
         record = build_one(bundle, build, Path(name), progress)
         engines = (*(e for e in manifest.engines if e.file != record.file), record)
         manifest = replace(manifest, engines=engines, parity=_unverified(manifest, options.engine))
-        report = render_report(manifest, None, summary)
+        report = render_report(manifest, summary)
         files: dict[str, Path | bytes] = {record.file: Path(name) / record.file, REPORT: report.encode()}
         return update_bundle(bundle, add=files, engines=[record], parity=manifest.parity)
 
 
-def _unverified(manifest: Manifest, product: str) -> tuple[dict[str, Any], ...]:
+def _unverified(manifest: Manifest, product: str) -> tuple[HopReport, ...]:
     """The manifest's parity without what was measured with earlier engines of this product."""
     if not manifest.parity:
         return ()
-    others = [hop for hop in manifest.parity if hop["actual"] != product]
-    reference = ONNXRUNTIME if any(hop["actual"] == ONNXRUNTIME for hop in others) else STATIC
+    others = [hop for hop in manifest.parity if hop.actual != product]
+    reference = ONNXRUNTIME if any(hop.actual == ONNXRUNTIME for hop in others) else STATIC
     reason = "the engine was added after the bundle was verified: earlytom-verify BUNDLE checks it"
-    hop = HopReport(reference, product, manifest.dtype, "not run", (reason,))
-    return (*others, hop.to_dict())
+    return (*others, HopReport(reference, product, manifest.dtype, "not run", (reason,)))

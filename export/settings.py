@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from earlytom.config import METHODS, EarlyTomConfig, InnerMerging
 from earlytom.errors import ConfigError
-from earlytom.presets import environment_settings, preset
+from earlytom.presets import environment_settings, preset, published_inner
 from engines.products import COMPATIBILITY, ENGINES
 
 if TYPE_CHECKING:
@@ -102,12 +102,15 @@ def resolve(
 def _inner(
     options: ExportOptions, identity: CheckpointIdentity, from_environment: InnerMerging | None
 ) -> InnerMerging | None:
-    """What to merge inside the LLM: typed, or from the environment, or the published layer 18 at .5 where it fits."""
-    if options.inner_layer == 0:
-        return None
+    """What to merge inside the LLM: typed, or from the environment, or as published for an LLM of this depth."""
     layers = identity.language_layers
-    published = from_environment or InnerMerging(layer=18 if layers > 18 else max(1, 18 * layers // 28), ratio=0.5)
-    layer = published.layer if options.inner_layer is None else options.inner_layer
+    published = from_environment or published_inner(layers)
+    layer = options.inner_layer
+    if layer is None and published is not None:
+        layer = published.layer
+    if not layer:
+        return None
+    published = published or InnerMerging(layer)
     ratio = published.ratio if options.inner_ratio is None else options.inner_ratio
     if layer >= layers:
         raise ConfigError(

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engines.command import guarded
+from engines.command import Parser, at_least, guarded
 
 
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="bench", description="Time a bundle's engines on this machine.")
+def parser() -> Parser:
+    made = Parser("bench", "Time a bundle's engines on this machine.")
     add = made.add_argument
     add("--bundle", type=Path, required=True, metavar="DIR", help="what earlytom-export made")
-    add("--runs", type=int, default=30, metavar="N", help="rounds, after 3 that do not count (default 30)")
+    add("--runs", type=at_least(1), default=30, metavar="N", help="rounds, after 3 that do not count (default 30)")
     add("--engines", metavar="E[,E]", help="default all that run here; others are held against the first")
     add("--checkpoint", metavar="PATH|HUB_ID", help="the weights: times the PyTorch tower as well")
     add("--device", help="cpu, cuda or cuda:1 (default the best there is)")
@@ -40,13 +40,14 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.checkpoint:
         from earlytom.checkpoint import load
         from earlytom.dtypes import torch_dtype
+        from engines.opening import torch_device
 
-        vision = load(arguments.checkpoint, parts=("vision",), pooling=bundle.manifest.config.pooling).vision
-        if vision is not None:
-            import torch
-
-            device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-            vision = vision.to(device, torch_dtype(bundle.manifest.dtype))
+        model = load(
+            arguments.checkpoint, parts=("vision",), pooling=bundle.manifest.config.pooling,
+            dtype=torch_dtype(bundle.manifest.dtype), device=torch_device(arguments.device),
+        )
+        bundle.check_weights(model.identity)
+        vision = model.vision
     engines = tuple(arguments.engines.split(",")) if arguments.engines else None
     found = bench_bundle(bundle, engines, runs=arguments.runs, device=arguments.device, vision=vision)
     text = json.dumps(found, indent=1)

@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import earlytom.weights
+import earlytom.checkpoint.tensors
 from tests.full_size import Published, config_json
 
 INDEX = "model.safetensors.index.json"
@@ -21,7 +21,7 @@ def guard(monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[str]]:
     """Names of the files that safe_open is called on, and of the tensors that are read from them."""
     opened: list[str] = []
     read: list[str] = []
-    real = earlytom.weights.safe_open
+    real = earlytom.checkpoint.tensors.safe_open
 
     class Guarded:
         def __init__(self, path: Path, **kwargs: Any) -> None:
@@ -39,7 +39,7 @@ def guard(monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[str]]:
             read.append(key)
             return self.file.get_tensor(key)
 
-    monkeypatch.setattr(earlytom.weights, "safe_open", Guarded)
+    monkeypatch.setattr(earlytom.checkpoint.tensors, "safe_open", Guarded)
     return opened, read
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -38,18 +39,45 @@ def pattern(count: int, height: int = 48, width: int = 64) -> NDArray[np.uint8]:
     return np.stack([grey, grey, grey], -1).round().clip(0, 255).astype(np.uint8)
 
 
-def write(path: Path, frames: NDArray[np.uint8], *, codec: str = "libx264", rate: int = 25, **options: str) -> Path:
-    """Encode frames uint8 [N, H, W, 3] (even sides) into the container that the suffix names; returns the path."""
+PIXELS = {"mjpeg": "yuvj420p", "gif": "rgb8"}
+
+
+def write(
+    path: Path, frames: NDArray[np.uint8], *, codec: str = "libx264", rate: int = 25,
+    encoder: dict[str, str] | None = None, times: Sequence[int] | None = None, **options: str,
+) -> Path:  # fmt: skip
+    """Encode frames uint8 [N, H, W, 3] (even sides) into the container that the suffix names; returns the path.
+
+    encoder, options: for the codec, for the container; times: when each frame is shown, in frames of `rate`.
+    """
     import av
 
     with av.open(str(path), "w", options=options) as container:
-        stream = container.add_stream(codec, rate=rate)
+        stream = container.add_stream(codec, rate=rate, options=encoder or {})
         assert isinstance(stream, av.VideoStream)
         stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt, stream.bit_rate = "yuv420p", 2_000_000  # enough for the brightness to survive
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        stream.pix_fmt = PIXELS.get(codec, "yuv420p")
+        stream.bit_rate = 2_000_000  # enough for the brightness to survive
+        for i, frame in enumerate(frames):
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format=stream.pix_fmt)
+            if times is not None:
+                picture.pts, picture.time_base = times[i], Fraction(1, rate)
+            container.mux(stream.encode(picture))
         container.mux(stream.encode())
+    return path
+
+
+def begun_late(path: Path, source: Path, frames: int, rate: int = 25) -> Path:
+    """A copy of a video whose edit list leaves out the first `frames` frames; their packets stay."""
+    import av
+
+    with av.open(str(source)) as given, av.open(str(path), "w") as container:
+        stream = container.add_stream_from_template(given.streams.video[0])
+        for packet in given.demux(given.streams.video[0]):
+            if packet.dts is not None and packet.pts is not None:
+                earlier = int(frames / rate / packet.time_base)
+                packet.pts, packet.dts, packet.stream = packet.pts - earlier, packet.dts - earlier, stream
+                container.mux(packet)
     return path
 
 
@@ -81,6 +109,20 @@ def damaged(path: Path, source: Path, share: float = 0.1) -> Path:
     data = bytearray(source.read_bytes())
     start, length = len(data) // 2, int(len(data) * share)
     data[start : start + length] = bytes(length)
+    path.write_bytes(data)
+    return path
+
+
+def overwritten(path: Path, source: Path, packets: Sequence[int] = range(5, 35, 3)) -> Path:
+    """A file in which the middle of some video packets is something that no entropy decoder reads; their heads stay."""
+    import av
+
+    data = bytearray(source.read_bytes())
+    with av.open(str(source)) as container:
+        for i, packet in enumerate(container.demux(video=0)):
+            if i in packets:
+                middle = data.index(bytes(packet)) + packet.size // 2
+                data[middle : middle + 24] = b"\xfe" * 24
     path.write_bytes(data)
     return path
 

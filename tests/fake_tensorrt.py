@@ -13,12 +13,14 @@ import math
 import threading
 import time
 import types
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum, IntEnum, IntFlag
 from typing import Any
 
 import numpy as np
+import torch
 
 from engines.bundle.manifest import TensorSpec
 
@@ -33,6 +35,10 @@ class EngineInvalidityDiagnostics(IntFlag):
     VERSION_MISMATCH = 1
     UNSUPPORTED_CC = 2
     OLD_CUDA_DRIVER = 4
+    OLD_CUDA_RUNTIME = 8
+    INSUFFICIENT_GPU_MEMORY = 16
+    MALFORMED_ENGINE = 32
+    CUDA_ERROR = 64
 
 
 # The words of TensorRT and of pybind11, github.com/NVIDIA/TensorRT/issues/2783 and 1468.
@@ -58,6 +64,7 @@ class IRuntimeCache:
         self.content = b""
 
     def deserialize(self, blob: bytes) -> bool:
+        on_card()
         if not bytes(blob).startswith(b"kernels"):
             return False
         self.content = bytes(blob)
@@ -72,32 +79,51 @@ class IRuntimeCache:
 
 
 class IRuntimeConfig:
+    """Keeps neither its engine nor its cache alive, and nothing that is made with it keeps it: so do the bindings."""
+
     cuda_graph_strategy = CudaGraphStrategy.DISABLED
+
+    def __init__(self, engine: ICudaEngine) -> None:
+        self.needs = {"engine": weakref.ref(engine)}
+        weakref.finalize(self, outlived, state.faults, "a runtime configuration", self.needs)
 
     def create_runtime_cache(self) -> IRuntimeCache:
         return IRuntimeCache()
 
     def set_runtime_cache(self, cache: IRuntimeCache) -> bool:
-        self.cache = cache
+        self.needs["cache"] = weakref.ref(cache)
         return True
+
+
+def outlived(faults: list[str], what: str, needs: dict[str, weakref.ref[Any]]) -> None:
+    faults += [f"{what} outlived its {name}" for name, alive in needs.items() if alive() is None]
 
 
 class IExecutionContext:
     def __init__(self, engine: ICudaEngine, config: IRuntimeConfig | None) -> None:
-        self.engine, self.config = engine, config
+        self.engine = engine
         self.addresses: dict[str, int] = {}
+        self.told = 0
         self.busy = threading.Lock()
-        if config is not None and hasattr(config, "cache"):
-            config.cache.content = config.cache.content or b"kernels of this card"
+        self.needs: dict[str, weakref.ref[Any]] = {}
+        if config is not None:
+            self.needs = {"configuration": weakref.ref(config), **config.needs}
+            if "cache" in config.needs:
+                cache = config.needs["cache"]()
+                cache.content = cache.content or b"kernels of this card"
+        weakref.finalize(self, outlived, state.faults, "a context", self.needs)
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
         assert type(name) is str and type(memory) is int and memory % 16 == 0
         self.addresses[name] = memory
+        self.told += 1
         return name in self.engine.tensors
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         assert type(stream_handle) is int
         assert stream_handle != 0, "TensorRT synchronises on the default stream"
+        on_card()
+        assert all(alive() is not None for alive in self.needs.values()), "what the context needs is gone"
         state = self.engine.state
         if state.fail:
             return False
@@ -152,14 +178,15 @@ class ICudaEngine:
         return self.tensors[name][1]
 
     def create_runtime_config(self) -> IRuntimeConfig:
-        return IRuntimeConfig()
+        return IRuntimeConfig(self)
 
     def create_execution_context(self, runtime_config: IRuntimeConfig | None = None) -> IExecutionContext | None:
+        on_card()
         assert not self.stripped, "an engine without its weights"
         if self.state.contexts >= self.state.room:
             return None
         self.state.contexts += 1
-        self.state.configs.append(runtime_config)
+        self.state.strategies.append(None if runtime_config is None else runtime_config.cuda_graph_strategy.name)
         return IExecutionContext(self, runtime_config)
 
 
@@ -171,6 +198,7 @@ class Runtime:
         return state.validity
 
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> ICudaEngine | None:
+        on_card()
         state.deserialised.append(bytes(serialized_engine))
         try:
             content = json.loads(bytes(serialized_engine))
@@ -218,7 +246,9 @@ class State:
     def __init__(self) -> None:
         self.deserialised: list[bytes] = []
         self.refitted: list[str] = []
-        self.configs: list[IRuntimeConfig | None] = []
+        self.strategies: list[str | None] = []
+        self.faults: list[str] = []
+        self.here = threading.local()  # the device and the stream that are current in a thread
         self.capturing: list[Any] | None = None
         self.refuse_capture = self.fail = False
         self.enqueued = self.replayed = self.contexts = self.running = self.most = 0
@@ -237,6 +267,11 @@ class State:
 
 
 state = State()
+
+
+def on_card() -> None:
+    """What works on a card must do so on the engine's: with cuda:1 another one is current unless it is chosen."""
+    assert getattr(state.here, "devices", 0) > 0, "the engine's device was not made the current one"
 
 
 class Stream:
@@ -266,6 +301,7 @@ class CUDAGraph:
         self.calls: list[Any] = []
 
     def replay(self) -> None:
+        on_card()
         with state.lock:
             state.replayed += 1
         assert self.calls
@@ -275,24 +311,42 @@ class CUDAGraph:
 
 def cuda() -> types.SimpleNamespace:
     """What stands in for torch.cuda."""
-    current = Stream(handle=0)
+    default = Stream(handle=0)
+
+    def current_stream(device: Any = None) -> Stream:
+        found: Stream = getattr(state.here, "stream", default)
+        return found
+
+    @contextmanager
+    def stream(wanted: Stream) -> Iterator[None]:
+        before, state.here.stream = current_stream(), wanted
+        try:
+            yield
+        finally:
+            state.here.stream = before
 
     @contextmanager
     def graph(graph: CUDAGraph, stream: Stream, capture_error_mode: str) -> Iterator[None]:
         assert stream.cuda_stream != 0 and capture_error_mode == "thread_local"
-        state.capturing = graph.calls
+        assert not torch.is_inference_mode_enabled(), "torch's first graph makes tensors that stay"
+        before, state.here.stream, state.capturing = current_stream(), stream, graph.calls
         try:
             yield
+            state.here.stream = before  # not where it failed: so did torch before 2.15
         finally:
             state.capturing = None
 
     @contextmanager
     def device(device: Any) -> Iterator[None]:
-        yield
+        state.here.devices = getattr(state.here, "devices", 0) + 1
+        try:
+            yield
+        finally:
+            state.here.devices -= 1
 
     return types.SimpleNamespace(
-        Stream=Stream, Event=Event, CUDAGraph=CUDAGraph, graph=graph, device=device,
-        current_stream=lambda device=None: current, current_device=lambda: 0, is_available=lambda: True,
+        Stream=Stream, Event=Event, CUDAGraph=CUDAGraph, graph=graph, device=device, stream=stream,
+        current_stream=current_stream, current_device=lambda: 0, is_available=lambda: True,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import json
@@ -20,9 +21,11 @@ from hypothesis import strategies as st
 
 from earlytom.config import ATTENTION_FORMS, EarlyTomConfig, InnerMerging
 from earlytom.errors import BundleError, ConfigError, ExportError
+from earlytom.parity import HopReport
+from earlytom.parity.results import STATES
 from earlytom.vision.geometry import VisionGeometry
 from engines.bundle import writer as module
-from engines.bundle.manifest import EngineRecord, FileRecord, Manifest, request_key
+from engines.bundle.manifest import BuildSettings, EngineRecord, FileRecord, Inspection, Manifest, request_key
 from engines.bundle.reader import Bundle, find_same, read_bundle
 from engines.bundle.writer import BundleWriter, update_bundle
 
@@ -42,7 +45,7 @@ def make_manifest(**changes: Any) -> Manifest:
 def make_engine(file: str = "vision.sm80.rtx.engine", **changes: Any) -> EngineRecord:
     values: dict[str, Any] = {
         "product": "tensorrt-rtx", "version": "1.7.1", "targets": ("sm80",), "compatibility": "none",
-        "version_compatible": False, "gpu": None, "driver": None, "cuda": None, "settings": {"workspace": 1 << 30},
+        "version_compatible": False, "gpu": None, "driver": None, "cuda": None, "settings": BuildSettings(1 << 30),
     }
     return EngineRecord(file, **(values | changes))
 
@@ -84,6 +87,20 @@ json_values = st.recursive(
 objects = st.dictionaries(st.text(max_size=8), json_values, max_size=3)
 file_names = st.from_regex(r"[a-z][a-z0-9.]{0,10}\.bin", fullmatch=True)
 short = st.text(max_size=8)
+hops = st.builds(
+    HopReport, short, short, short, st.sampled_from(STATES), st.lists(short, max_size=2).map(tuple),
+    bisect=st.none() | short, note=short, repeat=short,
+)  # fmt: skip
+HOP = HopReport("static", "onnxruntime", "fp32", "not run", ("there is none",))
+words = st.lists(short, max_size=2).map(tuple)
+looks = st.builds(
+    Inspection, st.integers(0, 99), st.integers(0, 99), st.integers(0, 99), words, words,
+    st.lists(st.tuples(short, short), max_size=2).map(tuple), words,
+)  # fmt: skip
+built = st.builds(
+    BuildSettings, st.integers(1, 2**40), st.none() | st.integers(0, 5), st.booleans(), st.booleans(), st.booleans(),
+    st.none() | looks,
+)  # fmt: skip
 
 
 @st.composite
@@ -101,9 +118,9 @@ def manifests(draw: st.DrawFn) -> Manifest:
         opset=draw(st.integers(18, 23)), attention=draw(st.sampled_from(ATTENTION_FORMS)),
         traced=tuple(draw(st.lists(short, max_size=3))),
         checkpoint=draw(objects) | {"name": draw(short), "format": draw(short), "digest": draw(short)},
-        tools=draw(st.dictionaries(short, short, max_size=2)), parity=tuple(draw(st.lists(objects, max_size=2))),
+        tools=draw(st.dictionaries(short, short, max_size=2)), parity=tuple(draw(st.lists(hops, max_size=2))),
         files={name: FileRecord(draw(short), draw(st.integers(0, 2**40))) for name in names},
-        engines=tuple(make_engine(name, gpu=draw(st.none() | short), settings=draw(objects)) for name in names[:2]),
+        engines=tuple(make_engine(name, gpu=draw(st.none() | short), settings=draw(built)) for name in names[:2]),
     )
 
 
@@ -154,7 +171,7 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 
 
 def engine_body(**changes: Any) -> dict[str, Any]:
-    return vars(make_engine()) | {"targets": ["sm80"]} | changes
+    return dataclasses.asdict(make_engine()) | {"targets": ["sm80"]} | changes
 
 
 @pytest.mark.parametrize("case", EDITS)
@@ -184,9 +201,26 @@ def test_a_newer_manifest_says_what_to_do() -> None:
 
 
 def test_what_json_cannot_hold_is_refused_when_it_is_made() -> None:
-    assert "parity" in refusal(lambda: make_manifest(parity=({"error": float("nan")},)))
-    assert "settings of" in refusal(lambda: make_engine(settings={"a": object()}))
-    assert make_engine(settings={"pair": (1, 2)}).settings == {"pair": [1, 2]}  # as it will be read back
+    said = refusal(lambda: make_manifest(checkpoint=CHECKPOINT | {"error": float("nan")}))
+    assert "the checkpoint's identity cannot be written as JSON" in said
+
+
+def test_settings_of_an_engine_as_earlier_versions_wrote_them() -> None:
+    """They were a dictionary, with what was seen in the engine where somebody looked."""
+    seen = {"kernels": 3, "attention": 2, "fused": 1, "unfused": ["vision.layers.1.attention"], "warnings": [],
+            "fused_kernels": ["mha"], "other_types": [["vision.fc/MatMul", "float32"]]}  # fmt: skip
+    settings = {"workspace": 4 << 30, "optimization_level": None, "strip_weights": True, "detailed": True}
+    settings |= {"tf32": False}
+    expected = BuildSettings(4 << 30, strip_weights=True)
+    looked = Inspection(3, 2, 1, ("vision.layers.1.attention",), ("mha",), (("vision.fc/MatMul", "float32"),), ())
+    body = body_of(make_manifest(engines=(make_engine(),), files={make_engine().file: FileRecord("", 1)}))
+    cases: list[Any] = [({}, None), ({"inspected": seen}, looked)]
+    for more, inspected in cases:
+        body["engines"][0]["settings"] = settings | more
+        (engine,) = Manifest.from_json(sign(body)).engines
+        assert engine.settings == dataclasses.replace(expected, inspected=inspected)
+    del body["engines"][0]["settings"]["tf32"]
+    assert "manifest.engines[0].settings has no tf32" in refusal(lambda: Manifest.from_json(sign(body)))
 
 
 def test_the_request_key_depends_on_the_request_alone() -> None:
@@ -456,11 +490,11 @@ def test_an_engine_is_added_later(tmp_path: Path) -> None:
     (tmp_path / "built.engine").write_bytes(b"plan")
     added = update_bundle(
         bundle, add={"vision.sm80.rtx.engine": tmp_path / "built.engine", "report.md": b"# report"},
-        engines=[make_engine()], parity=[{"hop": "onnx", "max": 1e-5}],
+        engines=[make_engine()], parity=[HOP],
     )
     assert read_bundle(tmp_path / "b") == added
     assert added.file("vision.sm80.rtx.engine").read_bytes() == b"plan"
-    assert added.manifest.parity == ({"hop": "onnx", "max": 1e-5},)
+    assert added.manifest.parity == (HOP,)
     again = update_bundle(
         bundle, add={"vision.sm80.rtx.engine": b"better plan"}, engines=[make_engine(version="1.8")]
     )  # `bundle` is stale by now: what counts is the disk

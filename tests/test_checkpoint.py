@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from earlytom.checkpoint import Model, best_attention, load
-from earlytom.demo import write_demo
-from earlytom.demo_tokenizer import special_ids, vocabulary
+from earlytom.checkpoint.demo import write_demo
+from earlytom.checkpoint.demo_tokenizer import special_ids, vocabulary
 from earlytom.errors import CheckpointError, InputError
 from earlytom.language.prompt import embed_prompt
 from tests.checkpoints import TOWER, guard, hub_name, shard, small_llava, write_json

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from earlytom.checkpoint import load
-from earlytom.demo import write_demo
+from earlytom.checkpoint.demo import write_demo
+from earlytom.checkpoint.keys import locate
 from earlytom.errors import CheckpointError, InputError
-from earlytom.keys import locate
 from tests.checkpoints import INDEX, TOWER, shard, write_json
 
 
@@ -20,6 +21,15 @@ from tests.checkpoints import INDEX, TOWER, shard, write_json
 def demo(tmp_path: Path) -> Path:
     """The demo in LLaVA-NeXT's format, to be changed."""
     return write_demo(tmp_path / "demo")
+
+
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo in both formats, to be copied."""
+    made = tmp_path_factory.mktemp("demos")
+    for format in ("llava-next", "transformers"):
+        write_demo(made / format, format=format)
+    return made
 
 
 @pytest.mark.parametrize(
@@ -41,6 +51,20 @@ def demo(tmp_path: Path) -> Path:
         ("llava-next", {"hidden_size": ...}, "hidden_size is None"),
         ("llava-next", {"num_attention_heads": "4"}, "num_attention_heads is '4'"),
         ("llava-next", {"hidden_act": 3}, "does not describe a Qwen2"),
+        ("llava-next", {"hidden_act": "relish"}, "does not describe a Qwen2: KeyError: 'relish'"),
+        ("llava-next", {"hidden_size": 10**12}, "hidden_size is 1000000000000, it must be a whole number from 1"),
+        ("llava-next", {"num_hidden_layers": 2**31}, "num_hidden_layers is 2147483648.* from 1 to 1024"),
+        ("llava-next", {"num_attention_heads": 2**20}, "does not describe a Qwen2: ZeroDivisionError"),
+        ("llava-next", {"num_key_value_heads": 0}, "num_key_value_heads is 0"),
+        ("llava-next", {"vocab_size": 2**63}, "vocab_size is 9223372036854775808"),
+        ("llava-next", {"vocab_size": -5}, "vocab_size is -5"),
+        ("llava-next", {"rope_theta": "1e6"}, "rope_theta is '1e6', it must be a number above 0"),
+        ("llava-next", {"rope_scaling": "linear"}, "the rotary embedding is given as 'linear'"),
+        ("llava-next", {"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
+        ("transformers", {"vision_config": {"layer_norm_eps": float("inf")}}, "layer_norm_eps is inf"),
+        ("transformers", {"vision_config": {"layer_norm_eps": [1e-6]}}, r"layer_norm_eps is \[1e-06\]"),
+        ("transformers", {"vision_config": {"image_size": 2**40}}, "image_size is 1099511627776"),
+        ("transformers", {"vision_config": {"num_hidden_layers": 10**9}}, "num_hidden_layers is 1000000000"),
         ("transformers", {"vision_feature_layer": [-2, -1]}, r"vision_feature_layer is \[-2, -1\]"),
         ("transformers", {"vision_feature_layer": 27}, r"vision_feature_layer is 27.*1\.\.26"),
         ("transformers", {"vision_feature_layer": 0}, "vision_feature_layer is 0"),
@@ -52,9 +76,9 @@ def demo(tmp_path: Path) -> Path:
     ],
 )
 def test_configurations_that_are_refused(
-    tmp_path: Path, format: str, changes: dict[str, Any], message: str
+    demos: Path, tmp_path: Path, format: str, changes: dict[str, Any], message: str
 ) -> None:
-    demo = write_demo(tmp_path / "demo", format=format)
+    demo = Path(shutil.copytree(demos / format, tmp_path / "demo"))
     write_json(demo, changes)
     with pytest.raises(CheckpointError, match=message) as caught:
         load(demo, device="meta")

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from earlytom.checkpoint import load
+from earlytom.checkpoint.keys import TABLES, key_of, locate
 from earlytom.errors import CheckpointError
-from earlytom.keys import TABLES, key_of, locate
 from tests.checkpoints import TOWER, guard
 from tests.full_size import (
     PUBLISHED,

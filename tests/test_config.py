@@ -97,6 +97,13 @@ def test_presets_are_the_published_settings(benchmark, retain, model, tau, layer
     assert (config.pooling, config.newline) == geometry
 
 
+@pytest.mark.parametrize(("layers", "expected"), [(None, 18), (28, 18), (19, 18), (18, 11), (6, 3), (2, 1), (1, None)])
+def test_inner_merging_in_a_shallow_llm_is_at_the_same_relative_depth(layers, expected):
+    inner = preset(llm_layers=layers).inner
+    assert (inner and inner.layer) == expected
+    assert inner is None or inner.ratio == 0.5
+
+
 def test_a_ratio_between_the_published_ones_takes_the_nearest():
     assert preset("videomme", 0.3).tau == 0.7
     assert preset("videomme", 0.3).retain == 0.3

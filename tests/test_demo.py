@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from earlytom.checkpoint import Model, load
-from earlytom.demo import write_demo
-from earlytom.demo_tokenizer import SPECIAL, WORDS
+from earlytom.checkpoint.demo import write_demo
+from earlytom.checkpoint.demo_tokenizer import SPECIAL, WORDS
 from earlytom.errors import CheckpointError
 from earlytom.language.prompt import embed_prompt
 from earlytom.language.qwen2 import check_layer, generate
@@ -187,3 +190,30 @@ def test_errors(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot be written"):
         write_demo(tmp_path / "file")
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Path.write_bytes
+
+    def full(path: Path, data: bytes) -> int:
+        if path.name != "model.safetensors":
+            return real(path, data)
+        real(path, data[:1000])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for write in (lambda: load("demo"), lambda: write_demo(tmp_path), lambda: write_demo(tmp_path / "a" / "b")):
+        with pytest.raises(CheckpointError, match=r"the demo, 8 MB, cannot be written to .*: No space left on device$"):
+            write()
+        assert not list(tmp_path.iterdir())
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(CheckpointError, match="No space left"):
+        write_demo(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes"]
+
+
+def test_no_temporary_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(CheckpointError, match=r"no temporary directory to write the demo to \(TMPDIR\): No such file"):
+        load("demo")

@@ -246,7 +246,34 @@ def test_a_provider_that_falls_back_to_the_cpu_is_noticed(tmp_path: Path, monkey
     text = refusal(EngineError, lambda: OnnxRuntimeRunner(tmp_path / "g.onnx", *border, device="cuda"))
     assert f"could not start {CUDA}" in text
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     assert OnnxRuntimeRunner(tmp_path / "g.onnx", *border).providers == (CPU,)  # nobody asked for CUDA by name
+
+
+@pytest.mark.parametrize(("device", "number"), [("cuda:1", 1), ("cuda", 3), (None, 3)])
+def test_the_card_and_its_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str | None, number: int
+) -> None:
+    """Without a number the card is torch's current one, on which the outputs are allocated; TF32 would round plans."""
+    border = stand_in(tmp_path / "g.onnx")
+    real, seen = onnxruntime.InferenceSession, list[Any]()
+
+    class Session:
+        def __init__(self, path: Path, sess_options: Any, providers: Any) -> None:
+            seen.append(providers)
+            self.inner = real(path, sess_options=sess_options, providers=[CPU])
+            self.get_inputs, self.get_outputs = self.inner.get_inputs, self.inner.get_outputs
+
+        def get_providers(self) -> list[str]:
+            return [CUDA, CPU]
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    runner = OnnxRuntimeRunner(tmp_path / "g.onnx", *border, device=device)
+    assert seen == [[(CUDA, {"device_id": number, "use_tf32": 0}), CPU]]
+    assert runner.device == torch.device("cuda", number)
 
 
 def test_thread_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -297,6 +297,23 @@ def test_a_machine_without_a_card_is_described(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(machine, "current_card", lambda index=0: None)
     found = machine.describe_machine()
     assert found["card"] is None and json.dumps(found)
+    assert machine.clocks() == {} or torch.cuda.is_available()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    uuids = ["4e1f2a", "9b7c03"]
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid=uuids[index]))
+    asked: list[str] = []
+
+    def run(command: list[str], **_: Any) -> Any:
+        asked.extend(command)
+        return SimpleNamespace(stdout="1755, 610\n")
+
+    monkeypatch.setattr(machine.subprocess, "run", run)
+    assert machine.clocks("clocks.sm", "clocks.mem") == {"sm_mhz": "1755", "memory_mhz": "610"}
+    assert "--id=GPU-9b7c03" in asked, "nvidia-smi numbers cards in another order than CUDA"
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(machine, "_card_name", lambda: "GPU-9b7c03")
     monkeypatch.setenv("PATH", "")
     assert machine.clocks() == {}
 

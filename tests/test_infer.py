@@ -7,7 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from earlytom import StaticTower, generate, load, read_frames
+import engines
+from earlytom import StaticTower, checkpoint, encode_video, generate, load, read_frames
+from earlytom.errors import EarlyTomError, EngineError
 from earlytom.language.prompt import build_prompt
 from engines.bundle.reader import read_bundle
 from engines.infer import main
@@ -66,8 +68,6 @@ def test_explain_draws_a_picture(bundle, tmp_path, capsys):
     assert ask(bundle, "--prompt", "What is this?", "--explain", str(path)) == 0
     with Image.open(path) as picture:
         assert picture.format == "PNG" and picture.width > 400
-    assert ask(bundle, "--prompt", "What is this?", "--explain", str(tmp_path / "no" / "kept.png")) == 1
-    assert "cannot be written" in capsys.readouterr().err
 
 
 def test_sampling_is_repeatable_and_inner_merging_can_be_left_out(bundle, capsys):
@@ -81,12 +81,99 @@ def test_sampling_is_repeatable_and_inner_merging_can_be_left_out(bundle, capsys
     assert len(ids("--no-inner")) >= 1
 
 
-def test_usage_errors_are_told(bundle, capsys):
-    for argv in (["--bundle", bundle, "--video", VIDEO], ["--bundle", bundle, "--video", VIDEO, "--prompt", "a",
-                                                          "--max-new-tokens", "0"]):  # fmt: skip
-        with pytest.raises(SystemExit) as stop:
-            main(argv)
-        assert stop.value.code == 2
-    assert "must be at least 1" in capsys.readouterr().err
-    assert ask(bundle, "--prompt", "What?", "--engine", "magic") == 1
-    assert "no engine 'magic'" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ([], "give --prompt"),
+        (["--prompt", "a", "--max-new-tokens", "0"], "0 is too small, at least 1 fits"),
+        (["--prompt", "a", "--threads", "two"], "'two' is not a whole number"),
+        (["--prompt", "a", "--engine", "magic"], "invalid choice: 'magic'"),
+        (["--prompt", "a", "--temperature", "0.5"], "--temperature goes with --sample"),
+        (["--prompt", "a", "--sample", "--temperature", "0"], "'0' is not a number above 0"),
+        (["--prompt", "a", "--sample", "--temperature", "-1"], "'-1' is not a number above 0"),
+        (["--prompt", "a", "--sample", "--temperature", "nan"], "'nan' is not a number above 0"),
+        (["--prompt", "a", "--sample", "--temperature", "inf"], "'inf' is not a number above 0"),
+        (["--prompt", "a", "--frame-budgets", "data"], "goes with --engine torch"),
+        (["--promp", "a"], "--promp"),
+    ],
+)
+def test_usage_errors_are_told(more, said, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--bundle", "nowhere", "--video", VIDEO, *more])
+    assert stop.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_the_engine_is_one_short_line_and_the_rest_on_demand(bundle, capsys):
+    assert ask(bundle, "--prompt", "What is this?", "--max-new-tokens", "1") == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("engine: ")]
+    assert "onnxruntime" in line and "--verbose says why" in line and len(line) < 150
+    assert ask(bundle, "--prompt", "What is this?", "--max-new-tokens", "1", "--verbose") == 0
+    assert "not tensorrt-rtx: the bundle" in capsys.readouterr().err
+
+
+def test_a_short_video_is_answered_and_strictly_refused(bundle, tmp_path, capsys):
+    """8 frames are needed; a picture is a video of one."""
+    path = tmp_path / "picture.png"
+    Image.fromarray(read_frames(VIDEO, frames=1).frames[0]).save(path)
+    command = ["--bundle", bundle, "--video", str(path), "--prompt", "What?", "--max-new-tokens", "2"]
+    assert main(command) == 0
+    told = capsys.readouterr().err
+    assert "7 are repeats" in told and "8 of 1 frames, 7 of them repeats," in told
+    assert main([*command, "--strict-frames"]) == 1
+    assert "8 are needed" in capsys.readouterr().err
+
+
+def test_a_picture_that_cannot_be_written_is_refused_before_any_work(tmp_path, capsys):
+    missing = tmp_path / "no" / "kept.png"
+    argv = ["--bundle", "nowhere", "--video", "nothing.mp4", "--prompt", "a", "--explain", str(missing)]
+    assert main(argv) == 1
+    assert str(missing) in capsys.readouterr().err
+
+
+def test_frame_counts_can_follow_the_data(bundle, tmp_path, capsys):
+    path = tmp_path / "kept.png"
+    more = ("--engine", "torch", "--frame-budgets", "data", "--explain", str(path))
+    assert ask(bundle, "--prompt", "What is this?", "--json", *more) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["engine"] == "torch" and path.stat().st_size > 0
+    model = load("demo")
+    config = read_bundle(bundle).manifest.config
+    tokens = encode_video(
+        model, torch.from_numpy(read_frames(VIDEO, frames=8).frames), retain_ratio=config.retain, tau=config.tau,
+        max_window=config.max_window, ema=config.ema, merge_layers=config.merge_layers,
+    )
+    prompt = build_prompt(model.tokenizer, "What is this?")
+    expected = generate(model, prompt, tokens, inner=config.inner, max_new_tokens=8)
+    assert result["answers"][0]["ids"] == expected.tolist(), "the released method's own tokens"
+
+
+def test_the_front_door_in_python(bundle):
+    """What the README shows, and that what cannot be is refused before the weights are read."""
+    with engines.open_pipeline(bundle, engine="onnxruntime", threads=1) as pipeline:
+        answer = pipeline.ask(VIDEO, "What is this?", max_new_tokens=3)
+        assert 1 <= len(answer.ids) <= 3 and answer.text
+    with pytest.raises(EngineError, match="closed"):
+        pipeline.encode(torch.zeros(8, 384, 384, 3, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"engine": "magic"}, "no engine 'magic'"),
+        ({"engine": "tensorrt-rtx"}, "holds no tensorrt-rtx engine"),
+        ({"frame_budgets": "data"}, "need engine torch"),
+        ({"device": "tpu"}, "no device 'tpu'"),
+        ({"device": "cuda:99"}, "cuda:99 is not here"),
+        ({"dtype": "fp8"}, "dtype is 'fp8'"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_the_weights_are_read(bundle, options, said, monkeypatch):
+    real = checkpoint.load
+
+    def headers_only(*arguments, **given):
+        assert given["device"] == "meta", "weights were read"
+        return real(*arguments, **given)
+
+    monkeypatch.setattr(checkpoint, "load", headers_only)
+    with pytest.raises(EarlyTomError, match=said):
+        engines.open_pipeline(bundle, **options)

@@ -189,7 +189,7 @@ def test_pruned_mask_is_the_mask_with_columns_deleted(data: st.DataObject) -> No
         rows.append(row)
         spans.append((start, length))
         wanted.append(row[:cut] + row[start + length :])
-    request = MergeRequest(inner, tuple(spans))
+    request = MergeRequest(inner, tuple((span,) for span in spans))
     mask = torch.tensor(rows)
     width = request.pruned_width(mask[:, :tokens])
     assert width == max(sum(row[: len(row) - decoded]) for row in wanted)
@@ -204,14 +204,39 @@ def test_requests() -> None:
     assert MergeRequest.of(inner, None, 1) is None
     assert MergeRequest.of(inner, [(3, 0), (3, 1)], 2) is None
     request = MergeRequest.of(inner, torch.tensor([[3, 4], [1, 6]]), 2)
-    assert request is not None and request.spans == ((3, 4), (1, 6)) and request.removed == (2, 3)
+    assert request is not None and request.spans == (((3, 4),), ((1, 6),)) and request.removed == (2, 3)
     for spans in ([(0, 4)], [(0, 4, 1), (0, 4, 1)], [(0, 4), (-1, 4)]):
         with pytest.raises(InputError, match="visual_spans"):
             MergeRequest.of(inner, spans, 2)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("scored", [True, False], ids=["attention", "dpc-knn"])
+def test_each_of_several_spans_is_merged_by_itself(scored: bool) -> None:
+    """Columns 2..7 and 9..12 of 14: each as if the other were text, in whichever order the spans are given."""
+    hidden, score = torch.randn(1, 14, 8), torch.rand(1, 14)
+    spans = [(2, 6), (9, 4), (0, 0)]
+    request = MergeRequest.of(InnerMerging(1, 0.5), [spans], 1)
+    assert request is not None and request.removed == (5,) and request.spans == (((0, 0), (2, 6), (9, 4)),)
+    mask, positions = torch.ones(1, 14), torch.arange(14)[None]
+    width = request.pruned_width(mask)
+    merged, places = request.merge(hidden, score if scored else None, positions, width)
+    alone = []
+    for start, length in spans[:2]:
+        one = MergeRequest.of(InnerMerging(1, 0.5), [(start, length)], 1)
+        assert one is not None
+        alone.append(one.merge(hidden, score if scored else None, positions, one.pruned_width(mask)))
+    (first, at), (second, then) = alone
+    assert places[0].tolist() == [p for p in at[0].tolist() if p < 9] + [p for p in then[0].tolist() if p >= 9]
+    assert torch.equal(merged, torch.cat([first[:, at[0] < 9], second[:, then[0] >= 9]], dim=1))
+    assert request.pruned_mask(mask, width).all()
+    with pytest.raises(InputError, match="behind other spans"):
+        overlapping = MergeRequest.of(InnerMerging(1, 0.5), [[(2, 6), (7, 4)]], 1)
+        assert overlapping is not None
+        overlapping.pruned_width(mask)
+
+
 def test_padding_and_spans_must_fit() -> None:
-    request = MergeRequest(InnerMerging(2, 0.5), ((1, 4),))
+    request = MergeRequest(InnerMerging(2, 0.5), (((1, 4),),))
     for mask in ([1, 1, 1, 1, 1, 0], [0] * 6, [1, 0, 1, 1, 1, 1]):
         with pytest.raises(InputError, match="padded on the left"):
             request.pruned_width(torch.tensor([mask]))
@@ -221,7 +246,7 @@ def test_padding_and_spans_must_fit() -> None:
 
 
 def test_a_cache_must_stem_from_the_same_request() -> None:
-    request = MergeRequest(InnerMerging(2, 0.5), ((1, 4),))
+    request = MergeRequest(InnerMerging(2, 0.5), (((1, 4),),))
     check_lengths([0, 0, 0, 0], request)
     check_lengths([9, 9, 7, 7], request)
     check_lengths([9, 9, 9, 9], None)

@@ -6,6 +6,7 @@ The samples are written by hand, see tests/data/README.md.
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def test_all_is_well(name: str) -> None:
     summary = summarise(sample(name), LAYERS, "float16")
     assert (summary.fused, summary.unfused, summary.other_types, summary.warnings) == (LAYERS, (), (), ())
     assert len(summary.fused_kernels) == 2 and all("_gemm_mha_v2" in kernel for kernel in summary.fused_kernels)
-    plain: dict[str, Any] = json.loads(json.dumps(summary.to_dict()))
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(summary.inspection())))
     assert plain["attention"] == plain["fused"] == 2 and plain["kernels"] == 23
 
 
@@ -122,6 +123,11 @@ def test_the_inspector_is_asked_as_its_bindings_want(
     manifest = small_manifest(small_config(merge_layers=(2,), frame_budgets=(6,)))
     summary = inspect_engine(trt, trt.Runtime(None).deserialize_cuda_engine(b"an engine"), manifest)
     assert isinstance(summary, EngineSummary) and summary.unfused == ("vision.layers.3.attention",)
+
+    trt.state.inspected = ""
+    (warning,) = inspect_engine(trt, trt.Runtime(None).deserialize_cuda_engine(b"an engine"), manifest).warnings
+    assert warning.startswith("the inspector's answer cannot be read"), "which is no reason to lose the engine"
+    trt.state.inspected = sample("fused")
 
     monkeypatch.setattr("engines.tensorrt.inspect.import_product", lambda name: trt)
     engine, graph = tmp_path / "vision.sm80.trt.engine", tmp_path / "vision.onnx"

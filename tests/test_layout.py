@@ -211,3 +211,23 @@ def test_importing_is_lean(package: str) -> None:
     assert done.returncode == 0, done.stderr
     heavy, cuda = json.loads(done.stdout.splitlines()[-1])
     assert not heavy and not cuda
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import earlytom.config",
+        "import earlytom.presets",
+        "import engines.bundle.manifest",
+        "from export.cli import main; main(['--help'])",
+        "from export.cli import main; main(['--version'])",
+        "from export.cli import verify_main; verify_main(['--help'])",
+        "from engines.infer import main; main(['--help'])",
+        "from engines.infer import main; main(['--bundle', 'b', '--video', 'v', '--prompt', 'p', '--threads', '0'])",
+    ],
+)
+def test_settings_help_and_usage_errors_need_no_torch(program: str) -> None:
+    """What is typed wrong is told at once: torch alone takes seconds to import."""
+    program = f"import atexit, sys\natexit.register(lambda: print('loaded', 'torch' in sys.modules))\n{program}"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr and done.stdout.endswith("loaded False\n"), done

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ from earlytom.errors import InputError
 from earlytom.frames import plan, segments
 from earlytom.parity import (
     TOLERANCES,
+    HopReport,
     ScoreErrors,
     VideoTrace,
     agree,
@@ -29,6 +33,8 @@ from earlytom.parity import (
     sources,
     split_trace,
 )
+from earlytom.parity.intermediates import OF_A_STAGE, Intermediate, intermediates
+from earlytom.parity.results import Difference
 from earlytom.shapes import derive_shapes
 from earlytom.tokens import select_positions
 from earlytom.tower import Stage, StaticTower
@@ -143,7 +149,7 @@ def toy_scores(seed):
 
 def hop_of(a, b, dtype="fp16", errors=None):
     aligned = align([a], [b], CONFIG, SHAPES, errors=errors)
-    return measure(aligned, ("a", "b"), dtype, CONFIG.merge_layers)
+    return measure(aligned, ("a", "b"), dtype)
 
 
 @given(st.integers(0, 2**16), st.sampled_from([0.0, 1e-4, 1e-2, 0.1]), st.sampled_from([0, 1, 2]))
@@ -169,7 +175,7 @@ def test_backends_that_follow_the_rules_differ_only_by_close_choices(seed, noise
         assert a.positions[i][at] == b.positions[j][where]
         assert sources(a.weights)[i] == sources(b.weights)[j]
     if not noise:
-        assert not found.plan.flips and set(found.plan.shares.values()) == {1.0}
+        assert not found.plan.flips and set(found.plan.shares) == {1.0}
         assert len(found.tokens) == SHAPES.visual_tokens
 
 
@@ -337,7 +343,7 @@ def small_pair():
 def judged(pair, changed, dtype):
     videos, tower = pair
     aligned = align(videos, changed, tower.config, tower.shapes)
-    return judge(measure(aligned, ("a", "b"), dtype, tower.config.merge_layers))
+    return judge(measure(aligned, ("a", "b"), dtype))
 
 
 @pytest.mark.parametrize("dtype", sorted(TOLERANCES))
@@ -393,13 +399,66 @@ def test_nothing_to_compare_is_no_pass(small_pair):
     assert not judged(small_pair, other, "bf16").passed
 
 
-def test_a_hop_is_plain_json(small_pair):
+@pytest.fixture(scope="module")
+def written(small_pair):
+    """A report of two clips that differ everywhere, and the JSON that a manifest keeps of it."""
     videos, tower = small_pair
     other = split_trace(tower.trace(small_clip(12, videos=2, seed=9)), tower.config, tower.shapes)
-    hop = measure(align(videos, other, tower.config, tower.shapes), ("a", "b"), "fp32", tower.config.merge_layers)
-    text = json.dumps({"plan": hop.plan.to_dict(3), **{n: d.to_dict() for n, d in hop.differences.items()}})
-    assert "NaN" not in text and "Infinity" not in text
-    assert hop.plan.to_dict(3)["flips_total"] == len(hop.plan.flips) and len(hop.plan.to_dict(3)["flips"]) <= 3
+    hop = measure(align(videos, other, tower.config, tower.shapes), ("a", "b"), "fp32")
+    endless = Difference(3, 1.0, 0.5, math.inf, 0.0, 0.0, -math.inf, 0.0)
+    hop = replace(hop, plan=hop.plan.worst(3), differences={**hop.differences, "hidden_0": endless})
+    report = HopReport("a", "b", "fp32", "failed", ("worse",), "hidden_0", hop, {"tokens": {"snr": None}}, "note")
+    return report, json.dumps(report.to_dict(), allow_nan=False)
+
+
+def test_a_hop_survives_json(written):
+    report, text = written
+    again = HopReport.from_dict(json.loads(text))
+    assert again == report and json.dumps(again.to_dict()) == text
+    ordered = HopReport.from_dict(json.loads(json.dumps(report.to_dict(), sort_keys=True)))
+    assert list(ordered.numbers.differences) == list(report.numbers.differences), "in the order of computation"
+    plan = again.numbers.plan
+    assert len(plan.flips) == 3 < plan.flips_total and plan.flips[0].excused is report.numbers.plan.flips[0].excused
+    # What bundles hold since the first release; their readers count on it.
+    assert list(json.loads(text)) == [
+        "name", "reference", "actual", "dtype", "status", "bisect", "note", "repeat", "reasons", "differences", "plan",
+        "polygraphy",
+    ]  # fmt: skip
+    assert {"shares", "flips_total", "flips_excused", "flips", "first_layer"} <= json.loads(text)["plan"].keys()
+    assert {"excused", "tied", "margin", "error", "rounding"} <= json.loads(text)["plan"]["flips"][0].keys()
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        ("mood", "good", "unknown mood"),
+        ("dtype", 32, "dtype 32"),
+        ("status", "perhaps", "'perhaps'"),
+        ("reasons", "none", "must be a list"),
+        ("differences", {}, "differences of its tokens"),
+        ("differences.colour", {}, "what no tower computes"),
+        ("differences.tokens", {"count": 1}, "no max_abs"),
+        ("differences.tokens.nans", None, "nans None"),
+        ("plan.flips_total", "40", "flips_total '40'"),
+        ("plan.flips", [{"kind": "cut"}], "no error"),
+    ],
+)
+def test_a_damaged_hop_is_refused(written, path, value, says):
+    values = json.loads(written[1])
+    *outer, last = path.split(".")
+    functools.reduce(dict.__getitem__, outer, values)[last] = value
+    with pytest.raises(InputError, match=re.escape(says)):
+        HopReport.from_dict(values)
+
+
+def test_intermediates_are_named_one_way():
+    names = [intermediate.to_text() for intermediate in intermediates((0, 12))]
+    assert names == [
+        "similarity_0", "weights_0", "hidden_0", "similarity_12", "weights_12", "hidden_12", "similarity_final",
+        "received",
+    ]  # fmt: skip
+    assert [Intermediate.from_text(name) for name in names] == list(intermediates((0, 12))) and not intermediates(())
+    assert Stage._fields == OF_A_STAGE
 
 
 def test_score_errors_stop_where_the_plans_part(small_pair):

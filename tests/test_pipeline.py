@@ -1,13 +1,14 @@
 """A real clip, decoded, encoded and answered by the demo checkpoint."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from earlytom import InnerMerging, VideoPipeline, load, preset, read_frames
-from earlytom.errors import InputError
+from earlytom.errors import CheckpointError, InputError
 from earlytom.language.prompt import VIDEO_TOKEN, build_prompt
 from earlytom.language.qwen2 import generate
-from earlytom.shapes import derive_shapes
 from earlytom.tower import StaticTower, split_videos
 from tests import clips
 from tests.cases import small_clip, small_config, small_vision
@@ -24,7 +25,7 @@ def demo():
 def pipeline(demo):
     config = preset("videomme", 0.2, frames=FRAMES)
     tower = StaticTower(demo.vision, config)
-    return VideoPipeline(tower, demo.language, demo.tokenizer, config, tower.shapes, demo.eos_token_ids)
+    return VideoPipeline(tower, demo, config)
 
 
 @pytest.fixture(scope="module")
@@ -33,30 +34,29 @@ def encoded(pipeline):
 
 
 def test_a_real_clip_is_answered(pipeline, encoded):
-    shapes = pipeline.shapes
+    shapes = pipeline.encoder.shapes
     assert encoded.tokens.shape == (round(0.2 * FRAMES * 196 / 4) * 4 + 1, 64)
     assert torch.isfinite(encoded.tokens).all() and encoded.seconds > 0
     heard = []
     answer = pipeline.ask(encoded, "What happens in this video?", max_new_tokens=12, on_text=heard.append)
     assert "".join(heard) == answer.text and len(answer.text) > 0
     assert 1 <= len(answer.ids) <= 12 and answer.prefill_seconds > 0
-    prompt = build_prompt(pipeline.tokenizer, "What happens in this video?")
+    prompt = build_prompt(pipeline.model.tokenizer, "What happens in this video?")
     expected = generate(
-        pipeline.language, prompt, encoded.tokens, inner=InnerMerging(18, 0.5), max_new_tokens=12,
-        eos_token_id=list(pipeline.eos_token_ids), pad_token_id=0,
-    )  # fmt: skip
+        pipeline.model, prompt, encoded.tokens, inner=InnerMerging(18, 0.5), max_new_tokens=12
+    )
     assert list(answer.ids) == expected.tolist(), "the default is the configuration's inner merging"
     assert shapes.visual_tokens == len(encoded.tokens) - 1
 
 
 def test_one_video_is_asked_several_things_without_encoding_it_again(pipeline, encoded):
-    pipeline_encoder, pipeline.encoder = pipeline.encoder, None
+    run, pipeline._run = pipeline._run, None
     first = pipeline.ask(encoded, "What is this?", max_new_tokens=4)
     other = pipeline.ask(encoded, "How many people are there?", max_new_tokens=4)
     assert pipeline.ask(encoded, "What is this?", max_new_tokens=4).ids == first.ids
     plain = pipeline.ask(encoded, "What is this?", max_new_tokens=4, merge_inside=False)
     assert other.ids and plain.ids
-    pipeline.encoder = pipeline_encoder
+    pipeline._run = run
 
 
 def test_the_prompt_is_chatml_around_the_video(demo):
@@ -73,7 +73,7 @@ def test_padding_of_grid_newlines_is_cut_off_per_video():
     vision, config = small_vision(newline="grid"), small_config(newline="grid", retain=0.15)
     tower = StaticTower(vision, config, batch=2)
     outputs = tower(small_clip(12, videos=2))
-    videos = split_videos(outputs, config, tower.shapes)
+    videos = split_videos(outputs, config, tower.shapes.pooled_grid)
     for v, video in enumerate(videos):
         newlines = (video.tokens == vision.image_newline).all(-1)
         rows = sum(len(set((kept // 3).tolist())) for kept in video.positions)
@@ -81,8 +81,27 @@ def test_padding_of_grid_newlines_is_cut_off_per_video():
         assert torch.equal(video.tokens, outputs.tokens[v, : len(video.tokens)])
 
 
-def test_a_pipeline_takes_one_video_a_call(demo):
+def test_a_file_is_encoded_once_and_again_when_it_changes(pipeline, tmp_path, monkeypatch):
+    calls, path = [], tmp_path / "clip.mp4"
+    run = pipeline._run
+    monkeypatch.setattr(pipeline, "_run", lambda frames: calls.append(1) or run(frames))
+    path.write_bytes(clips.real("bikes").read_bytes())
+    first = pipeline.ask(path, "What is this?", max_new_tokens=2)
+    assert pipeline.ask(str(path), "What is this?", max_new_tokens=2).ids == first.ids and len(calls) == 1
+    frames = read_frames(path, frames=FRAMES).frames
+    assert pipeline.ask(frames, "What is this?", max_new_tokens=2).ids == first.ids and len(calls) == 2
+    path.write_bytes(clips.real("carphone").read_bytes())
+    assert pipeline.encode(path).tokens.shape[1] == 64 and len(calls) == 3
+
+
+@pytest.mark.parametrize("wrong", [torch.zeros(3, 384, 384, 3, dtype=torch.uint8), torch.zeros(FRAMES, 384, 384, 3)])
+def test_frames_that_do_not_fit_are_refused(pipeline, wrong):
+    with pytest.raises(InputError, match=rf"must be uint8 \[{FRAMES}, 384, 384, 3\]"):
+        pipeline.ask(wrong, "What is this?")
+
+
+def test_a_pipeline_needs_a_language_model_and_a_tokenizer(demo):
     config = preset("videomme", 0.2, frames=FRAMES)
-    shapes = derive_shapes(config, demo.vision.geometry, batch=2)
-    with pytest.raises(InputError, match="takes 2 videos"):
-        VideoPipeline(lambda frames: None, demo.language, demo.tokenizer, config, shapes)
+    for lacking in ("language", "tokenizer"):
+        with pytest.raises(CheckpointError, match="so a question cannot be put"):
+            VideoPipeline(lambda frames: None, replace(demo, **{lacking: None}), config)

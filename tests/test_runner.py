@@ -151,7 +151,7 @@ def test_auto_takes_the_best_and_says_why(bundle: Bundle, vision: Vision) -> Non
     with open_runner(bundle.path, threads=1) as runner, open_runner(bundle, "torch", vision=vision) as torch_runner:
         assert runner.name == "onnxruntime"
         assert runner.why.startswith("onnxruntime, CPU: the best that this machine can run; not tensorrt: the bundle")
-        assert f"earlytom-build {bundle.path} --engine tensorrt-rtx adds one" in runner.why
+        assert "holds no tensorrt-rtx engine; earlytom-export --engine tensorrt-rtx makes one" in runner.why
         assert torch_runner.why == "torch, float32 on cpu: asked for"
         for left, right in zip(runner.run(FRAMES), torch_runner.run(FRAMES)):
             assert (left.shape, left.dtype) == (right.shape, right.dtype)
@@ -259,7 +259,7 @@ def test_what_this_machine_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_importing_engines_is_lean() -> None:
     names = ("onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "polygraphy")
     program = (
-        "import json, sys, engines.runner, engines.onnxruntime, engines.bundle.reader\n"
+        "import json, sys, engines.runner, engines.onnxruntime, engines.opening, engines.bundle.writer\n"
         f"print(json.dumps([name for name in {names!r} if name in sys.modules]))"
     )
     done = subprocess.run(

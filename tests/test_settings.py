@@ -58,6 +58,7 @@ def test_the_checkpoint_decides_geometry():
     assert shallow.merge_layers == (1, 4, 5)
     assert shallow.inner.layer == 3, "the published layer 18 of 28, at the same relative depth"
     assert settle("--inner-layer", "0").inner is None
+    assert settle(language_layers=1).inner is None
     with pytest.raises(ConfigError, match=r"1\.\.27"):
         settle("--inner-layer", "28")
 

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -230,7 +230,7 @@ def test_options_are_plain_and_name_the_file() -> None:
     options = BuildOptions("tensorrt", ("sm90",), timing_cache=Path("caches"), hardware_compatibility="ampere+")
     plain = json.loads(json.dumps(options.to_dict()))
     assert BuildOptions(**plain | {"targets": tuple(plain["targets"])}) == options
-    assert not options.tf32 and "timing_cache" not in options.settings()
+    assert not options.tf32 and "timing_cache" not in asdict(options.settings())
     assert engine_file_name(options) == "vision.sm90.ampere-plus.trt.engine"
     assert engine_file_name(BuildOptions(targets=("sm86", "sm80", "sm80"))) == "vision.sm80-sm86.rtx.engine"
     lean = BuildOptions("tensorrt", version_compatible=True, strip_weights=True)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from earlytom.errors import EngineError
+from engines.bundle.manifest import BuildSettings
 from engines.bundle.reader import Bundle
 from engines.cards import Card
 from engines.products import product_of
@@ -88,9 +89,7 @@ def test_everything_that_can_be_asked_for(trt: Any, tmp_path: Path) -> None:
     assert "profiling_verbosity" not in config.values
     assert made.file == "vision.sm90.ampere-plus.version-compatible.strip-weights.trt.engine"
     assert (made.compatibility, made.version_compatible) == ("ampere+", True)
-    assert made.settings == {
-        "workspace": 1 << 30, "optimization_level": 5, "strip_weights": True, "detailed": False, "tf32": True
-    }  # fmt: skip
+    assert made.settings == BuildSettings(1 << 30, 5, strip_weights=True, detailed=False, tf32=True)
     build(tmp_path, hardware_compatibility="same-cc")
     level = trt.state.configs[-1].hardware_compatibility_level
     assert level is trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY

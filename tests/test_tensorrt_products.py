@@ -14,13 +14,15 @@ import pytest
 from earlytom.errors import EngineError
 from engines import cards, products
 from engines.cards import CARDS, Card, current_card
+from engines.opening import HOMES
 from engines.products import ENGINES, PRODUCTS, import_product, parse_targets
 
 
 def test_the_table_of_engines_names_what_is_there() -> None:
     assert list(ENGINES)[-1] == "torch" and [name for name, e in ENGINES.items() if e.needs_weights] == ["torch"]
-    for engine in ENGINES.values():
-        home = importlib.import_module(f"engines.{engine.runs_in}")
+    assert set(HOMES) == set(ENGINES)
+    for module in HOMES.values():
+        home = importlib.import_module(module)
         assert callable(home.probe) and callable(home.open_bundle)
     assert all(target in set(CARDS.values()) for product in PRODUCTS.values() for target in product.targets)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import shlex
 import threading
@@ -17,7 +18,7 @@ import torch
 from earlytom.errors import BundleError, EngineError, InputError
 from earlytom.presets import preset
 from earlytom.vision.geometry import VisionGeometry
-from engines.bundle.manifest import EngineRecord, Manifest
+from engines.bundle.manifest import BuildSettings, EngineRecord, Manifest
 from engines.bundle.reader import Bundle, digest_file, read_bundle
 from engines.bundle.writer import BundleWriter
 from engines.cards import Card, show_targets
@@ -25,7 +26,7 @@ from engines.runner import OpenOptions
 from engines.tensorrt import context as tensorrt_context
 from engines.tensorrt import runner as tensorrt_run
 from engines.tensorrt.cache import CacheFile, cache_path
-from engines.tensorrt.guard import choose_record, rebuild_command, refusal
+from engines.tensorrt.guard import OBJECTIONS, choose_record, rebuild_command, refusal
 from engines.tensorrt.runner import TensorRTRunner, open_bundle, probe
 from export.cli import build_parser, filled
 from export.settings import EngineOptions
@@ -47,7 +48,7 @@ def sentence(call: Callable[[], Any], kind: type[Exception] = EngineError) -> st
 
 
 def full(file: str = "vision.sm80.trt.engine", **changes: Any) -> EngineRecord:
-    values = {"product": "tensorrt", "version": FULL, "gpu": A100.name, "settings": {"strip_weights": False}}
+    values = {"product": "tensorrt", "version": FULL, "gpu": A100.name, "settings": BuildSettings(1 << 30)}
     return make_engine(file, **(values | changes))
 
 
@@ -220,7 +221,7 @@ def test_stripped_engines_get_their_weights_back(tmp_path: Path, machine: Callab
     machine(product="tensorrt", version=FULL)
     manifest = make_manifest()
     content = fake.plan(manifest.inputs, manifest.outputs, stripped=True)
-    bundle = make_bundle(tmp_path / "b", full(settings={"strip_weights": True}), content=content)
+    bundle = make_bundle(tmp_path / "b", full(settings=BuildSettings(1 << 30, strip_weights=True)), content=content)
     open_bundle("tensorrt", bundle, OpenOptions()).close()
     assert fake.state.refitted == [str(bundle.path / "vision.onnx")]
     (bundle.path / "vision.onnx").write_bytes(b"GRAPH")
@@ -277,7 +278,7 @@ def test_the_command_builds_anew_for_all_cards_that_another_version_built_for() 
 
 
 def test_the_command_keeps_how_the_engine_was_built() -> None:
-    settings = {"strip_weights": True, "optimization_level": 4}
+    settings = BuildSettings(1 << 30, 4, strip_weights=True)
     record = full(compatibility="ampere+", version_compatible=True, settings=settings)
     _, options = typed(rebuild_command(large(record), "tensorrt", "sm90"))
     assert options == EngineOptions(
@@ -337,6 +338,7 @@ def test_inference_mode_does_not_stick_to_the_buffers(runner: TensorRTRunner) ->
     with torch.inference_mode():
         runner._pool._free.clear()  # as if all were in use: this call makes a context
         runner.run(frames(1))
+    assert all(slot.captured == (runner.name == "tensorrt") for slot in runner._pool.slots)
     torch.testing.assert_close(runner.run(frames(2)).tokens, expected(frames(2)))
 
 
@@ -351,6 +353,37 @@ def test_closing(runner: TensorRTRunner) -> None:
         pass
     runner.close()
     assert "was closed: open it again" in sentence(lambda: runner.run(frames()))
+
+
+@pytest.mark.parametrize("end", ["closed", "closed in use", "dropped"])
+def test_contexts_go_before_what_they_need(runner: TensorRTRunner, end: str) -> None:
+    """The bindings keep a context's engine alive, not its configuration and cache; the library does not forgive it."""
+    if end == "closed":
+        runner.close()
+    elif end == "closed in use":
+        with runner._pool.take() as slot:
+            runner.close()
+            with tensorrt_context.cuda.device(None):
+                slot.run(frames())
+        del slot
+    runner.__dict__.clear() if end == "dropped" else None
+    gc.collect()
+    assert not fake.state.faults
+
+
+def test_a_call_that_fails_half_way_is_waited_for(runner: TensorRTRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    (slot,) = runner._pool.slots
+    recorded: list[Any] = []
+    monkeypatch.setattr(slot._done, "record", recorded.append)
+
+    def no_memory(self: torch.Tensor) -> torch.Tensor:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch, pytest.raises(torch.cuda.OutOfMemoryError):
+        patch.setattr(torch.Tensor, "clone", no_memory)
+        runner.run(frames())
+    assert len(recorded) == 1
+    torch.testing.assert_close(runner.run(frames()).tokens, expected(frames()))
 
 
 def test_tensorrt_captures_once_and_replays(tmp_path: Path, machine: Callable[..., None]) -> None:
@@ -377,6 +410,7 @@ def test_what_cannot_be_captured_runs_without_a_graph(
     fake.state.refuse_capture = True
     runner = open_bundle("tensorrt", make_bundle(tmp_path / "b", full()), OpenOptions())
     assert "without CUDA graph, which could not be captured (operation not permitted" in runner.why
+    assert tensorrt_context.cuda.current_stream().cuda_stream == 0, "the caller's stream is as it was"
     torch.testing.assert_close(runner.run(frames()).tokens, expected(frames()))
 
 
@@ -385,11 +419,15 @@ def test_rtx_has_its_own_strategy(tmp_path: Path, machine: Callable[..., None], 
     machine()
     bundle = make_bundle(tmp_path / "b", make_engine())
     runner = open_bundle("tensorrt-rtx", bundle, OpenOptions(cuda_graph=graph))
-    (config,) = fake.state.configs
-    assert config is not None
-    assert config.cuda_graph_strategy.name == ("WHOLE_GRAPH_CAPTURE" if graph else "DISABLED")
-    runner.run(frames())
+    assert fake.state.strategies == ["WHOLE_GRAPH_CAPTURE" if graph else "DISABLED"]
+    assert isinstance(runner, TensorRTRunner)
+    (slot,) = runner._pool.slots
+    for seed in range(3):
+        clip = frames(seed)
+        torch.testing.assert_close(runner.run(clip).tokens, expected(clip))
     assert fake.state.replayed == 0
+    if graph:
+        assert slot.context.told == len(slot.context.addresses), "addresses that stay are told once"
 
 
 def test_threads_share_a_bounded_pool(tmp_path: Path, machine: Callable[..., None]) -> None:
@@ -547,8 +585,9 @@ def test_the_fake_has_the_bindings_signatures(package: str) -> None:
     if package == "tensorrt_rtx":
         assert isinstance(real.IRuntimeConfig.cuda_graph_strategy, property)
         assert {s.name for s in fake.CudaGraphStrategy} == set(real.CudaGraphStrategy.__members__)
-        for flag in fake.EngineInvalidityDiagnostics:
-            assert int(getattr(real.EngineInvalidityDiagnostics, flag.name or "")) == flag
+        flags = {flag.name: int(flag) for flag in fake.EngineInvalidityDiagnostics}
+        assert flags == {name: int(f) for name, f in real.EngineInvalidityDiagnostics.__members__.items()}
+        assert OBJECTIONS.keys() == flags.keys()
 
 
 @pytest.mark.parametrize("version", ["10.15.1.29", "11.2.1.2"])

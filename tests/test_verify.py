@@ -24,11 +24,12 @@ from earlytom.flops import prefill_flops, tower_cost, tower_flops, unpruned_conf
 from earlytom.presets import preset
 from earlytom.tower import StaticTower
 from earlytom.vision.geometry import VisionGeometry
-from engines.bundle.manifest import MODEL
+from engines.bundle.manifest import MODEL, Manifest
 from engines.bundle.reader import Bundle
 from export.onnx.check import check_graph
+from export.onnx.traced import run_traced
 from export.report import render_report
-from export.verify import ParityReport, run_traced, verify_bundle
+from export.verify import HopReport, ParityReport, verify_bundle
 from tests.cases import small_clip, small_config, small_vision
 from tests.parity.bundles import copy_bundle, small_bundle
 
@@ -58,9 +59,10 @@ def test_the_ladder(report):
         ("oracle → static", "fp32", "passed"), ("static → onnxruntime", "fp32", "passed"),
     ]  # fmt: skip
     assert report.passed and report.complete and report.reason == ""
-    text = json.dumps(report.to_dicts(), allow_nan=False)
+    text = json.dumps([hop.to_dict() for hop in report.hops], allow_nan=False)
     assert json.loads(text)[1]["differences"]["tokens"]["max_abs"] < 1e-4
     assert json.loads(text)[1]["plan"]["flips"] == []
+    assert tuple(map(HopReport.from_dict, json.loads(text))) == report.hops
 
 
 def test_polygraphy_and_we_measure_the_same(report):
@@ -112,8 +114,8 @@ def test_nan_in_the_graph_fails(tmp_path):
     change_weight(bundle, "vision.layers.1.fc1.weight", float("nan"))
     found = verify_bundle(bundle, CLIP, vision=small_vision())
     assert not found.passed and any("NaN" in reason for reason in found.hops[1].reasons)
-    json.dumps(found.to_dicts(), allow_nan=False)
-    assert "failed" in render_report(bundle.manifest, found)
+    assert Manifest.from_json(replace(bundle.manifest, parity=found.hops).to_json()).parity == found.hops
+    assert "failed" in render_report(replace(bundle.manifest, parity=found.hops))
 
 
 def test_the_graphs_intermediates_are_the_towers():
@@ -136,7 +138,8 @@ def test_polygraphy_repeats_the_hop_by_hand(dtype, tmp_path):
         "inputs.json", "outputs.static.json", "outputs.onnxruntime.json"
     }  # fmt: skip
     command = shlex.split(found.hops[1].repeat)
-    assert found.hops[1].repeat in render_report(bundle.manifest, found) and command[0] == "polygraphy"
+    assert command[0] == "polygraphy"
+    assert found.hops[1].repeat in render_report(replace(bundle.manifest, parity=found.hops))
     program = str(Path(sys.executable).with_name("polygraphy"))
 
     def run():
@@ -167,7 +170,7 @@ def test_what_cannot_run_is_never_passed():
     hop = found.hops[-1]
     assert hop.status == "not run" and hop.numbers is None and hop.reasons[0]
     assert found.passed and not found.complete
-    text = render_report(small_bundle().manifest, found)
+    text = render_report(replace(small_bundle().manifest, parity=found.hops))
     assert "**not run**" in text and hop.reasons[0] in text
     assert not ParityReport((hop,)).passed and "not run" in ParityReport((hop,)).reason
 
@@ -211,17 +214,18 @@ def test_what_does_not_fit_is_refused(tmp_path):
 def test_the_report_says_what_people_ask(report):
     bundle = small_bundle()
     summary = check_graph(bundle.path / MODEL, dtype="fp32", opset=bundle.manifest.opset)
-    text = render_report(bundle.manifest, report, summary)
+    verified = replace(bundle.manifest, parity=report.hops)
+    text = render_report(verified, summary)
     shapes = bundle.manifest.shapes
     for part in (
         f"**{shapes.tokens} tokens**", "after layer 3", "TFLOP", "## Parity", "oracle → static", "near-tie", "SQNR",
         "polygraphy run vision.onnx", "earlytom-verify", "attention: 1 as matrix, 3 as primitives",
     ):  # fmt: skip
         assert part in text, part
-    assert text == render_report(replace(bundle.manifest, parity=report.to_dicts()), None).replace(
+    assert text == render_report(Manifest.from_json(verified.to_json())).replace(
         "## Parity\n", text[text.index("## Graph") : text.index("## Parity")] + "## Parity\n"
     )
-    assert "not verified" in render_report(bundle.manifest, None)
+    assert "not verified" in render_report(bundle.manifest)
 
 
 # FLOPs.
@@ -276,7 +280,7 @@ def test_weights_are_read_from_where_the_manifest_says(monkeypatch):
         asked.append((name, options))
         return SimpleNamespace(vision=small_vision(), identity=SimpleNamespace(name=name, digest="0" * 64))
 
-    monkeypatch.setattr("earlytom.checkpoint.load", fake_load)
+    monkeypatch.setattr("export.verify.ladder.load", fake_load)
     assert verify_bundle(small_bundle().path, CLIP).passed
     verify_bundle(small_bundle().path, CLIP, checkpoint="elsewhere")
     assert [name for name, _ in asked] == ["small", "elsewhere"] and asked[0][1]["parts"] == ("vision",)

@@ -1,16 +1,17 @@
 """`earlytom(model)` on live models of both kinds: the golden answers, one instance only, and undone."""
 
+import copy
+
 import pytest
 import torch
-from transformers import LlavaOnevisionForConditionalGeneration
 
 import earlytom as package
 from earlytom import InnerMerging, restore
-from earlytom.demo import write_demo
 from earlytom.errors import ConfigError, InputError
 from earlytom.wrap import earlytom
 from tests.cases import TINY, cases
 from tests.llava_next import load_stand_in
+from tests.onevision import expand, load_onevision
 
 E2E = cases("e2e/e2e")
 
@@ -26,29 +27,61 @@ def pixels(e2e_frames):
     return (frames / 255 - 0.5) / 0.5
 
 
+@pytest.fixture(scope="module")
+def onevision():
+    return load_onevision(TINY)
+
+
 @pytest.fixture(autouse=True)
-def plain(stand_in):
+def plain(stand_in, onevision):
     yield
     restore(stand_in)
+    restore(onevision)
 
 
 def golden_settings(meta):
     inner = InnerMerging(meta["inner_layer"], meta["inner_ratio"]) if meta["inner_layer"] else None
     return {
-        "merge_layers": tuple(meta["merge_layers"]), "frame_budgets": tuple(after for _, after in meta["stages"]),
-        "tau": meta["tau"], "max_window": meta["max_window"], "ema": meta["ema"], "inner": inner, "environ": {},
+        "merge_layers": tuple(meta["merge_layers"]), "tau": meta["tau"], "max_window": meta["max_window"],
+        "ema": meta["ema"], "inner": inner, "environ": {},
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", [E2E[0], E2E[2], E2E[3]], ids=str)
-def test_a_llava_next_model_gives_the_released_answer(case, stand_in, pixels):
-    model = earlytom(stand_in, case.meta["retain_ratio"], **golden_settings(case.meta))
-    assert model is stand_in
+def wrapper_of(model):
+    return model.generate.func.__self__
+
+
+@pytest.mark.parametrize("kind", ["stand_in", "onevision"])
+@pytest.mark.parametrize("case", E2E, ids=str)
+def test_by_default_the_released_answers_come_out_whatever_the_counts(case, kind, request, pixels, monkeypatch):
+    model = request.getfixturevalue(kind)
+    assert earlytom(model, case.meta["retain_ratio"], **golden_settings(case.meta)) is model
+    wrapper, seen = wrapper_of(model), []
+    encode = wrapper.encode
+    monkeypatch.setattr(wrapper, "encode", lambda video: seen.append(encode(video)) or seen[-1])
+    if kind == "stand_in":
+        arguments = {"inputs": torch.tensor([case.meta["prompt"]]), "images": [pixels], "modalities": ["video"]}
+    else:
+        arguments = {"input_ids": expand(case.meta["prompt"], 32), "pixel_values_videos": pixels[None]}
+    options = {"return_dict_in_generate": True, "output_logits": True}
+    answer = model.generate(**arguments, max_new_tokens=8, do_sample=False, **options)
+    torch.testing.assert_close(seen[0], case["visual"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(answer.logits[0][0], case["first_logits"], atol=1e-3, rtol=0)
+    assert answer.sequences[0, -8:].tolist() == case["generated"].tolist()
+    assert answer.sequences.shape[1] == 8 + (0 if kind == "stand_in" else arguments["input_ids"].shape[1])
+
+
+@pytest.mark.parametrize("case", [E2E[0], E2E[3]], ids=str)
+def test_at_the_released_counts_fixed_budgets_give_the_released_answer(case, stand_in, pixels):
+    budgets = tuple(after for _, after in case.meta["stages"])
+    model = earlytom(stand_in, case.meta["retain_ratio"], frame_budgets=budgets, **golden_settings(case.meta))
     prompt = torch.tensor([case.meta["prompt"]])
     ids = model.generate(prompt, images=[pixels], modalities=["video"], max_new_tokens=8, do_sample=False)
     assert ids[0].tolist() == case["generated"].tolist()
     logits = model(prompt, images=[pixels], modalities=["video"]).logits
     torch.testing.assert_close(logits[0, -1], case["first_logits"], atol=1e-3, rtol=0)
+    with pytest.raises(InputError, match="a video has 8 frames and the frame budgets are for 32"):
+        model.generate(prompt, images=[pixels[:8]], modalities=["video"])
 
 
 def test_only_that_instance_changes_and_only_until_it_is_restored(stand_in, pixels):
@@ -84,9 +117,9 @@ def test_calls_without_a_video_go_to_the_model_itself(stand_in, pixels):
 def test_the_environment_is_read_when_wrapping_and_never_again(stand_in, pixels, monkeypatch):
     environ = {"RETAIN_RATIO": "0.25", "T": "0.3", "M": "8", "PRUNE_LAYERS": "2,3,5"}
     model = earlytom(stand_in, environ=environ)
-    config = model.generate.__self__.config
+    config = wrapper_of(model).config
     assert (config.retain, config.tau, config.max_window, config.merge_layers) == (0.25, 0.3, 8, (2, 3, 5))
-    assert earlytom(stand_in, 0.5, environ=environ).generate.__self__.config.retain == 0.5
+    assert wrapper_of(earlytom(stand_in, 0.5, environ=environ)).config.retain == 0.5
     monkeypatch.setenv("T", "nonsense")
     prompt = torch.tensor([E2E[0].meta["prompt"]])
     model.generate(prompt, images=[pixels[:8]], modalities=["video"], max_new_tokens=1)
@@ -97,22 +130,18 @@ def test_the_environment_is_read_when_wrapping_and_never_again(stand_in, pixels,
 def test_weights_are_shared_and_follow_a_cast(stand_in, pixels):
     model = load_stand_in(TINY)
     earlytom(model, 0.5, environ={})
-    wrapper = model.generate.__self__
-    vision, language = wrapper._parts()
-    assert vision.linear_1.weight.data_ptr() == model.model.mm_projector[0].weight.data_ptr()
+    wrapper = wrapper_of(model)
+    tower, language = wrapper._parts()
+    assert tower.vision.linear_1.weight.data_ptr() == model.model.mm_projector[0].weight.data_ptr()
     assert language.lm_head.weight.data_ptr() == model.lm_head.weight.data_ptr()
     model.to(torch.bfloat16)
     prompt = torch.tensor([E2E[0].meta["prompt"]])
     model.generate(prompt, images=[pixels[:8]], modalities=["video"], max_new_tokens=2, do_sample=False)
-    vision, language = wrapper._parts()
-    assert vision.dtype == torch.bfloat16 and language.dtype == torch.bfloat16
-    assert vision.linear_1.weight.data_ptr() == model.model.mm_projector[0].weight.data_ptr()
-
-
-@pytest.fixture(scope="module")
-def onevision(tmp_path_factory):
-    directory = write_demo(tmp_path_factory.mktemp("demo"), format="transformers")
-    return LlavaOnevisionForConditionalGeneration.from_pretrained(directory).eval()
+    tower, language = wrapper._parts()
+    assert tower.vision.dtype == torch.bfloat16 and language.dtype == torch.bfloat16
+    assert tower.vision.linear_1.weight.data_ptr() == model.model.mm_projector[0].weight.data_ptr()
+    copied = wrapper_of(copy.deepcopy(model))
+    assert copied.model is not model and copied.own["forward"].__self__ is copied.model, "a copy has its own wrapper"
 
 
 def test_a_transformers_model_unpruned_is_itself_and_pruned_is_shorter(onevision, pixels):
@@ -147,9 +176,14 @@ def test_what_does_not_fit_is_refused(stand_in, onevision, pixels):
     assert "generate" not in stand_in.__dict__, "a failed call leaves the model as it was"
     earlytom(onevision, environ={})
     gap = torch.tensor([[5, onevision.config.video_token_id, 6, onevision.config.video_token_id]])
-    with pytest.raises(InputError, match="must hold one video"):
+    with pytest.raises(InputError, match="the prompts hold 2 videos and pixel_values_videos 1"):
         onevision.generate(input_ids=gap, pixel_values_videos=pixels[None, :8], max_new_tokens=1)
-    restore(onevision)
+    earlytom(stand_in, environ={})
+    prompt = torch.tensor([E2E[0].meta["prompt"]])
+    with pytest.raises(InputError, match="takes videos alone, not image and video"):
+        stand_in.generate(prompt, images=[pixels[:1], pixels[:8]], modalities=["image", "video"])
+    with pytest.raises(InputError, match=r"hold 1 videos \(-200\), and 2 were passed"):
+        stand_in.generate(prompt, images=[pixels[:4], pixels[:8]], modalities=["video", "video"])
 
 
 def test_every_public_name_is_there():

@@ -34,41 +34,63 @@ def embed_prompt(
 
     Also returns the visual span (start, length). Raises InputError on anything that does not fit.
     """
+    embeds, (span,) = _embed(language, prompt_ids, [visual_tokens])
+    return embeds, span
+
+
+def _embed(
+    language: Qwen2ForCausalLM, prompt_ids: Sequence[int] | Tensor, videos: Sequence[Tensor]
+) -> tuple[Tensor, list[tuple[int, int]]]:
+    """As `embed_prompt`, for a prompt with a -200 for each of the videos: embeddings [1, N, D] and their spans."""
     table = language.get_input_embeddings()
     ids = torch.as_tensor(prompt_ids, device=table.weight.device)
     if ids.ndim != 1 or ids.is_floating_point():
         raise InputError(f"prompt_ids must be a list of token ids, not {ids.dtype} of shape {tuple(ids.shape)}")
-    video = (ids == VIDEO_TOKEN).nonzero().flatten().tolist()
-    if len(video) != 1:
-        raise InputError(f"the prompt holds {len(video)} video tokens ({VIDEO_TOKEN}), it must hold exactly one")
-    start = video[0]
-    text = torch.cat([ids[:start], ids[start + 1 :]]).long()
+    at = (ids == VIDEO_TOKEN).nonzero().flatten().tolist()
+    if len(at) != len(videos):
+        raise InputError(
+            f"the prompt holds {len(at)} video tokens ({VIDEO_TOKEN}), it must hold {len(videos)}: one for each video"
+        )
+    text = ids[ids != VIDEO_TOKEN].long()
     if ((text < 0) | (text >= table.num_embeddings)).any():
         raise InputError(f"a prompt id is outside of the vocabulary: ids lie in 0..{table.num_embeddings - 1}")
-    if visual_tokens.ndim != 2 or not len(visual_tokens) or visual_tokens.shape[1] != table.embedding_dim:
-        raise InputError(
-            f"visual_tokens has shape {tuple(visual_tokens.shape)}, it must be [V, {table.embedding_dim}] with V >= 1"
-        )
-    words = table(text)
-    visual = visual_tokens.to(words)
-    return torch.cat([words[:start], visual, words[start:]])[None], (start, len(visual))
+    first, *others = table(text).tensor_split([place - before for before, place in enumerate(at)])
+    pieces, spans, length = [first], [], len(first)
+    for tokens, words in zip(videos, others, strict=True):
+        if tokens.ndim != 2 or not len(tokens) or tokens.shape[1] != table.embedding_dim:
+            raise InputError(
+                f"visual_tokens has shape {tuple(tokens.shape)}, it must be [V, {table.embedding_dim}] with V >= 1"
+            )
+        spans.append((length, len(tokens)))
+        pieces += [tokens.to(words), words]
+        length += len(tokens) + len(words)
+    return torch.cat(pieces)[None], spans
 
 
 def embed_batch(
-    language: Qwen2ForCausalLM, prompts: Sequence[Sequence[int] | Tensor], videos: Sequence[Tensor]
+    language: Qwen2ForCausalLM,
+    prompts: Sequence[Sequence[int] | Tensor],
+    videos: Sequence[Tensor | Sequence[Tensor]],
 ) -> dict[str, Any]:
-    """What Qwen2's forward and generate take for these prompts and their visual tokens, one video each.
+    """What Qwen2's forward and generate take for these prompts and the visual tokens of each: of one video, or several.
 
-    inputs_embeds [B, N, D], padded on the left; attention_mask [B, N]; visual_spans: (start, length) of each sample.
-    Raises InputError.
+    inputs_embeds [B, N, D], padded on the left; attention_mask [B, N]; visual_spans int64 [B, K, 2]: (start, length) of
+    each of the videos of a sample, of length 0 where it has fewer than K. Raises InputError.
     """
-    samples = [embed_prompt(language, ids, tokens) for ids, tokens in zip(prompts, videos, strict=True)]
+    samples = [
+        _embed(language, ids, [tokens] if isinstance(tokens, Tensor) else tokens)
+        for ids, tokens in zip(prompts, videos, strict=True)
+    ]
     lengths = [embeds.shape[1] for embeds, _ in samples]
     before = [max(lengths) - length for length in lengths]
     embeds = torch.cat([pad(embeds, (0, 0, shift, 0)) for (embeds, _), shift in zip(samples, before, strict=True)])
     columns = torch.arange(max(lengths), device=embeds.device)
+    spans = torch.zeros(len(samples), max(len(own) for _, own in samples), 2, dtype=torch.int64)
+    for sample, ((_, own), shift) in enumerate(zip(samples, before, strict=True)):
+        for k, (start, length) in enumerate(own):
+            spans[sample, k] = torch.tensor([start + shift, length])
     return {
         "inputs_embeds": embeds,
         "attention_mask": (columns >= torch.tensor(before, device=embeds.device)[:, None]).long(),
-        "visual_spans": [(start + shift, length) for (_, (start, length)), shift in zip(samples, before, strict=True)],
+        "visual_spans": spans,
     }

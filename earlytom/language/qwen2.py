@@ -42,7 +42,8 @@ class MergingQwen2Model(Qwen2Model):
         """As Qwen2Model's, with merging; last_hidden_state of a prefill is [B, N', D], N' <= N, padded on the left.
 
         inner: what to merge, or None. visual_spans: (start, length) for each sample as columns of the padded row, of
-        length 0 where there is no video. A decode step takes the prefill's two again and the full attention mask.
+        length 0 where there is no video; or several such pairs for each, every span merged by itself. A decode step
+        takes the prefill's two again and the full attention mask.
         Raises ConfigError when the model cannot merge so, InputError when the arguments do not fit each other.
         """
         if (input_ids is None) == (inputs_embeds is None):

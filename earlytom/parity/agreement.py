@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..config import EarlyTomConfig
 from ..shapes import StaticShapes
-from .flips import Flip, Place, closest_choice, mask_flips, patch_flips, plan_flips, smallest_cut_margin, sources
+from .flips import Place, closest_choice, mask_flips, patch_flips, plan_flips, smallest_cut_margin, sources
+from .results import Flip, PlanAgreement
 from .traces import VideoTrace
 
 _AFTER = -1  # the place after the last merge layer
@@ -35,46 +35,6 @@ class ScoreErrors(NamedTuple):
     def at(self, stage: int) -> float:
         """Of merge layer number `stage`; of the last one known when the plans part before it."""
         return self.similarity[min(stage, len(self.similarity) - 1)] if self.similarity else 0.0
-
-
-@dataclass(frozen=True)
-class PlanAgreement:
-    """How far two plans agree.
-
-    frames_equal of `frames` left are the same mix of source frames, dynamic_equal of those have the same mark;
-    patches_equal of `patches` are kept by both; comparable_equal of `comparable` counts only frames with the same mix
-    and mark, where choosing patches was the same task. first_layer: the first merge layer whose plan differs.
-    """
-
-    frames: int
-    frames_equal: int
-    dynamic_equal: int
-    patches: int
-    patches_equal: int
-    comparable: int
-    comparable_equal: int
-    first_layer: int | None
-    flips: tuple[Flip, ...]
-
-    @property
-    def shares(self) -> dict[str, float]:
-        """Shares in 0..1 of frames, marks, patches, and patches in comparable frames; 1 of nothing."""
-        return {
-            "frames": _share(self.frames_equal, self.frames),
-            "dynamic": _share(self.dynamic_equal, self.frames_equal),
-            "patches": _share(self.patches_equal, self.patches),
-            "comparable_patches": _share(self.comparable_equal, self.comparable),
-        }
-
-    def to_dict(self, flips: int = 40) -> dict[str, Any]:
-        """Plain JSON; of the flips only the `flips` least excusable ones are written out."""
-        worst = sorted(self.flips, key=lambda f: -math.inf if f.margin is None else f.error - f.margin)
-        return asdict(self) | {
-            "shares": self.shares,
-            "flips_total": len(self.flips),
-            "flips_excused": sum(flip.excused for flip in self.flips),
-            "flips": [flip.to_dict() for flip in worst[:flips]],
-        }
 
 
 class Agreement(NamedTuple):
@@ -209,9 +169,8 @@ def _frame_flips(
     margin, error, at = min(margins, key=lambda m: m[0] - m[1], default=nothing)
     differing = next((i for i in range(len(reference.weights)) if i not in dict(left)), 0)
     what = "other frames" if not same_frames else "another dynamic mask"
-    known = margin if margin < math.inf else None
     where = Place(video, config.merge_layers[at] if at != _AFTER else None, error)
-    return None, [where.flip("frames", differing, known, f"{what}; the closest choice is meant")]
+    return None, [where.flip("frames", differing, margin, f"{what}; the closest choice is meant")]
 
 
 def _same_patches(
@@ -232,7 +191,3 @@ def _max_abs(a: Tensor, b: Tensor) -> float:
     if not a.numel():
         return 0.0
     return float((a.double() - b.double()).abs().nan_to_num(nan=math.inf).max())
-
-
-def _share(part: int, whole: int) -> float:
-    return part / whole if whole else 1.0

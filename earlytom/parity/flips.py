@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,47 +17,9 @@ from torch import Tensor
 from ..config import EarlyTomConfig
 from ..frames import Segments, merge_rules, plan, segments
 from ..shapes import StaticShapes
+from .results import ROUNDING, Flip
 
 PRESENT = 1e-6  # a source frame with less weight than this is not part of a mix
-ROUNDING = 2.0**-22  # what float32 does not resolve of a score, relative to it: two units in the last place of 1
-
-
-@dataclass(frozen=True)
-class Flip:
-    """One choice that differs.
-
-    kind: "cut" (a segment starts at `frame` or not), "merge" (`frame` is merged with the next one or not), "rank"
-    (which frame the budget removes), "frames" (one of these, the backend does not show which), "patch", "contextual"
-    (which patches a frame keeps), "plan" (not what the rules make of the backend's own scores). layer: the merge layer,
-    None after the last one; frame: among those that enter it, or among those left; margin: distance of the deciding
-    score to the alternative in the reference, None when it is not known; error: largest difference of that score
-    between the two backends; what: for people; rounding: margins up to it are none in float32.
-    """
-
-    kind: str
-    video: int
-    layer: int | None
-    frame: int
-    margin: float | None
-    error: float
-    what: str
-    rounding: float = ROUNDING
-
-    @property
-    def tied(self) -> bool:
-        """Whether the scores are equal as far as float32 goes: two copies of one frame, say. No backend is to blame."""
-        return self.margin is not None and self.margin <= self.rounding
-
-    @property
-    def excused(self) -> bool:
-        """Whether the choice was closer than its score is exact: a near-tie."""
-        return self.margin is not None and self.margin <= max(self.error, self.rounding) < math.inf
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON: a number that is not finite is null."""
-        numbers = {"margin": self.margin, "error": self.error}
-        finite = {name: x if x is not None and math.isfinite(x) else None for name, x in numbers.items()}
-        return asdict(self) | finite | {"excused": self.excused, "tied": self.tied}
 
 
 class Place(NamedTuple):
@@ -70,7 +31,8 @@ class Place(NamedTuple):
 
     def flip(self, kind: str, frame: int, margin: float | None, what: str, scale: float = 1.0) -> Flip:
         """scale: the size of the score, 1 for a similarity."""
-        return Flip(kind, self.video, self.layer, frame, margin, self.error, what, ROUNDING * scale)
+        known = margin if margin is not None and math.isfinite(margin) else None
+        return Flip(kind, self.video, self.layer, frame, known, self.error, what, ROUNDING * scale)
 
 
 def sources(weights: Tensor) -> list[frozenset[int]]:

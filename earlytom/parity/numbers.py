@@ -7,8 +7,7 @@ backends.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,38 +18,10 @@ from torch import Tensor
 from ..config import EarlyTomConfig
 from ..errors import InputError
 from ..shapes import StaticShapes
-from .agreement import Agreement, PlanAgreement, ScoreErrors, agree, combine
+from .agreement import Agreement, ScoreErrors, agree, combine
+from .intermediates import Intermediate
+from .results import Difference, Hop, PlanAgreement
 from .traces import VideoTrace
-
-
-@dataclass(frozen=True)
-class Difference:
-    """How far `actual` is from `expected`, over `count` values.
-
-    max_abs, mean_abs: in the unit of the values; relative: norm of the difference over norm of the expected; cosine: of
-    both as one vector; worst_cosine: the smallest of any row along the last axis (of a token, of a patch); sqnr_db:
-    energy of the expected over energy of the difference, infinite when nothing differs; rms: of the expected, the scale
-    of the values. nans and infs are those of either side; the other numbers leave these values out.
-    """
-
-    count: int
-    max_abs: float
-    mean_abs: float
-    relative: float
-    cosine: float
-    worst_cosine: float
-    sqnr_db: float
-    rms: float
-    nans: int = 0
-    infs: int = 0
-
-    @property
-    def finite(self) -> bool:
-        return self.nans == self.infs == 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON: a number that is not finite is null."""
-        return {name: x if math.isfinite(x) else None for name, x in asdict(self).items()}
 
 
 def compare(
@@ -90,27 +61,6 @@ def compare(
     )
 
 
-@dataclass(frozen=True)
-class Hop:
-    """The numbers of one comparison: `actual` against `reference`, both names of backends.
-
-    dtype: the row of TOLERANCES that applies; merge_layers: of the tower; differences: name -> Difference where the
-    plans agree: "tokens", "newlines", "weights" and, when both backends show them, "similarity_8", "weights_8",
-    "hidden_8" ... for each merge layer, "similarity_final" and "received", in the order of computation.
-    """
-
-    reference: str
-    actual: str
-    dtype: str
-    merge_layers: tuple[int, ...]
-    differences: Mapping[str, Difference]
-    plan: PlanAgreement
-
-    @property
-    def name(self) -> str:
-        return f"{self.reference} → {self.actual}"
-
-
 class Aligned(NamedTuple):
     """Values of two backends, the reference's first, where their plans agree: name -> [rows, width] of both."""
 
@@ -137,10 +87,10 @@ def align(
     return Aligned(values, combine(plans))
 
 
-def measure(aligned: Aligned, names: tuple[str, str], dtype: str, merge_layers: tuple[int, ...]) -> Hop:
+def measure(aligned: Aligned, names: tuple[str, str], dtype: str) -> Hop:
     """The numbers of one hop; names: of the reference and the other backend."""
     differences = {name: compare(a, b) for name, (a, b) in aligned.values.items()}
-    return Hop(*names, dtype, merge_layers, differences, aligned.plan)
+    return Hop(*names, dtype, differences, aligned.plan)
 
 
 def _comparable(
@@ -148,21 +98,25 @@ def _comparable(
 ) -> list[tuple[str, Tensor, Tensor]]:
     """Names and values of one video, the reference's first, cut to where the plans agree; rows along the last axis."""
     out: list[tuple[str, Tensor, Tensor]] = []
+
+    def add(kind: str, a: Tensor, b: Tensor, layer: int | None = None) -> None:
+        out.append((Intermediate(kind, layer).to_text(), a, b))
+
     if mine.stages and theirs.stages:
         upstream = True
         for k, layer in enumerate(config.merge_layers):
             a, b = mine.stages[k], theirs.stages[k]
             i, j = _columns(agreement.rows[k], 2)
             if upstream:
-                out.append((f"similarity_{layer}", a.similarity, b.similarity))
-                out.append((f"weights_{layer}", a.weights[i], b.weights[j]))
-            out.append((f"hidden_{layer}", a.hidden[i], b.hidden[j]))
+                add("similarity", a.similarity, b.similarity, layer)
+                add("weights", a.weights[i], b.weights[j], layer)
+            add("hidden", a.hidden[i], b.hidden[j], layer)
             upstream = upstream and len(i) == len(a.weights) == len(b.weights)
         if upstream and mine.similarity is not None and theirs.similarity is not None:
-            out.append(("similarity_final", mine.similarity, theirs.similarity))
+            add("similarity", mine.similarity, theirs.similarity)
         if mine.received is not None and theirs.received is not None:
             i, j = _columns(agreement.rows[-1], 2)
-            out.append(("received", mine.received[i], theirs.received[j]))
+            add("received", mine.received[i], theirs.received[j])
     i, j = _columns(agreement.rows[-1], 2)
     out.append(("weights", mine.weights[i], theirs.weights[j]))
     rows = agreement.tokens

@@ -49,8 +49,7 @@ def oracle_hop(vision: Vision, clip: Tensor, config: EarlyTomConfig) -> OracleHo
         raise ConfigError(f"the oracle left {counts} frames: {error}") from None
     actual = split_trace(tower.trace(clip[None].to(vision.device)), config, tower.shapes)
     aligned = align([expected], actual, config, tower.shapes)
-    numbers = measure(aligned, (ORACLE, STATIC), "fp32", config.merge_layers)
-    return OracleHop(expected, aligned, numbers, config, tower.shapes)
+    return OracleHop(expected, aligned, measure(aligned, (ORACLE, STATIC), "fp32"), config, tower.shapes)
 
 
 @torch.no_grad()

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .agreement import PlanAgreement
-from .flips import Flip
-from .numbers import Difference, Hop
+from .intermediates import OUTPUTS, Intermediate
+from .results import Difference, Flip, Hop, PlanAgreement
 
 
 @dataclass(frozen=True)
@@ -64,12 +63,12 @@ def judge(hop: Hop) -> Verdict:
             f"{len(wrong)} of {len(plan.flips)} choices that differ are no {allowed}, the first {where}, frame "
             f"{first.frame}: {first.what} (margin {margin}, error of its score {first.error:.2e})"
         )
-    if not plan.flips and min(plan.shares.values()) < 1:
-        reasons.append(f"the plans differ and no choice explains it: {plan.shares}")
+    if not plan.flips and min(plan.shares) < 1:
+        reasons.append(f"the plans differ and no choice explains it: {plan.shares._asdict()}")
     tied = limit.exact and not wrong
-    if plan.shares["comparable_patches"] < limit.patches and not tied:
+    if plan.shares.comparable_patches < limit.patches and not tied:
         equal = f"{plan.comparable_equal} of {plan.comparable} patches"
-        reasons.append(f"only {equal} ({plan.shares['comparable_patches']:.2%}) are equal, {limit.patches:.0%} must be")
+        reasons.append(f"only {equal} ({plan.shares.comparable_patches:.2%}) are equal, {limit.patches:.0%} must be")
     return Verdict(not reasons, tuple(reasons), bisect(hop) if reasons else None)
 
 
@@ -77,30 +76,26 @@ def bisect(hop: Hop) -> str | None:
     """The first intermediate out of tolerance and the layers between it and the last good one; None without any."""
     limit = TOLERANCES[hop.dtype]
     wrong_layers = {flip.layer for flip in _wrong_flips(hop.plan, limit)}
-    names = [name for name in hop.differences if name not in ("tokens", "newlines", "weights")]
-    if not names:
-        return None
-    start, good = 0, "nothing before it can be seen"
-    for name in names:
-        layer = int(name.rsplit("_", 1)[1]) if name[-1].isdigit() else None
-        bad = bool(_complaints(name, hop.differences[name], limit))
-        if name.startswith("weights_"):
-            bad = bad or layer in wrong_layers
-        if bad and name == "similarity_final":
-            return f"similarity_final is the first out of tolerance: the similarity of the frames left; {good}"
-        if bad and name == "received":
-            return f"received is the first out of tolerance: the attention of layer {hop.merge_layers[-1]}; {good}"
-        if bad and name.startswith("weights_"):
-            return f"{name} is the first out of tolerance: the plan of merge layer {layer}; {good}"
-        if bad:
-            assert layer is not None
-            span = f"encoder layers {start} to {layer}" if start < layer else f"encoder layer {layer}"
-            return f"{name} is the first out of tolerance: {span}; {good}"
-        good = f"{name} is within it"
-        if name.startswith("hidden_"):
-            assert layer is not None
+    start, good = 0, None  # the first layer since what was last seen to be good
+    for name, found in hop.differences.items():
+        if name in OUTPUTS:
+            continue
+        kind, layer = Intermediate.from_text(name)
+        if _complaints(name, found, limit) or (kind == "weights" and layer in wrong_layers):
+            if kind == "weights":
+                where = f"the plan of merge layer {layer}"
+            elif kind == "received":
+                where = f"the attention of layer {start - 1}"
+            elif layer is None:
+                where = "the similarity of the frames left"
+            else:
+                where = f"encoder layers {start} to {layer}" if start < layer else f"encoder layer {layer}"
+            before = f"{good} is within it" if good else "nothing before it can be seen"
+            return f"{name} is the first out of tolerance: {where}; {before}"
+        good = name
+        if kind == "hidden" and layer is not None:
             start = layer + 1
-    return f"{names[-1]} and all before it are within tolerance: layers {start} on, selection or projector"
+    return good and f"{good} and all before it are within tolerance: layers {start} on, selection or projector"
 
 
 def _wrong_flips(plan: PlanAgreement, limit: Tolerance) -> list[Flip]:
@@ -112,7 +107,7 @@ def _complaints(name: str, found: Difference, limit: Tolerance) -> list[str]:
         return [f"{name} has {found.nans} NaN and {found.infs} infinite values"]
     if not found.count:
         return []
-    kind = name.split("_")[0]
+    kind = Intermediate.from_text(name).kind
     checks: list[tuple[str, float, float | None]] = []
     if kind in ("tokens", "newlines"):
         scale = max(1.0, found.rms)

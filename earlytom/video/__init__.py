@@ -6,12 +6,15 @@ Importing this loads neither a codec nor Pillow nor torch: each is imported when
 from __future__ import annotations
 
 from .clips import synthetic_clip, verification_clips
-from .explain import describe_mix, draw_explanation
+from .damage import Damage
+from .explain import check_picture_path, describe_mix, draw_explanation
 from .reader import VideoFrames, read_frames, sample_indices
 from .resize import resize_frames
 
 __all__ = [
+    "Damage",
     "VideoFrames",
+    "check_picture_path",
     "describe_mix",
     "draw_explanation",
     "read_frames",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -39,8 +40,17 @@ def synthetic_clip(frames: int, size: int = 384, *, seed: int = 0) -> NDArray[np
     return clip
 
 
-def verification_clips(video: Path | None, *, frames: int, size: int, batch: int) -> NDArray[np.uint8]:
-    """uint8 [batch, frames, size, size, 3]: the video once for each of the batch, or synthetic clips that differ."""
+def verification_clips(
+    video: Path | None, *, frames: int, size: int, batch: int, tell: Callable[[str], None] | None = None
+) -> NDArray[np.uint8]:
+    """uint8 [batch, frames, size, size, 3]: the video once for each of the batch, or synthetic clips that differ.
+
+    tell: is given what a person should know of the video's frames, line by line.
+    """
     if video is not None:
-        return np.stack([read_frames(video, frames=frames, size=size).frames] * batch)
+        read = read_frames(video, frames=frames, size=size)
+        if tell is not None:
+            for line in read.notes:
+                tell(line)
+        return np.stack([read.frames] * batch)
     return np.stack([synthetic_clip(frames, size, seed=v) for v in range(batch)])

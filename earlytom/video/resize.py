@@ -13,27 +13,21 @@ from numpy.typing import NDArray
 from ..errors import InputError, VideoError
 
 
-def resize_frames(frames: NDArray[np.uint8], size: int = 384) -> NDArray[np.uint8]:
-    """Frames uint8 [N, H, W, 3] → uint8 [N, size, size, 3], bicubic, no crop, as SigLIP's processor resizes them.
+def resize_frames(frames: NDArray[np.uint8] | Sequence[NDArray[np.uint8]], size: int = 384) -> NDArray[np.uint8]:
+    """Frames uint8 [H, W, 3], sizes may differ, or an array of them → uint8 [N, size, size, 3], bicubic, no crop.
 
-    Frames that have the size already are returned as they are (the same memory).
+    Frames that have the size already keep their values. Pillow lets threads run side by side.
 
     Raises:
-        InputError: not a uint8 array of that shape, an empty side, or a size below 1.
+        InputError: not uint8 frames of that shape, an empty side, or a size below 1.
         VideoError: Pillow is not installed.
     """
-    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or 0 in frames.shape[1:3]:
-        raise InputError(f"frames are {frames.dtype} {list(frames.shape)}: uint8 [N, H, W, 3] is needed")
+    for i, frame in enumerate(frames):
+        if frame.ndim != 3 or frame.shape[-1] != 3 or frame.dtype != np.uint8 or 0 in frame.shape:
+            raise InputError(f"frame {i} is {frame.dtype} {list(frame.shape)}: uint8 [H, W, 3] is needed")
     if size < 1:
         raise InputError(f"size is {size}: at least 1 pixel is needed")
-    if frames.shape[1:3] == (size, size):
-        return frames
-    return resize_each(list(frames), size)
-
-
-def resize_each(frames: Sequence[NDArray[np.uint8]], size: int) -> NDArray[np.uint8]:
-    """Frames uint8 [H, W, 3], sizes may differ → uint8 [N, size, size, 3]; Pillow lets threads run side by side."""
-    image = import_pillow()
+    image = import_pillow().Image
     result = np.empty((len(frames), size, size, 3), dtype=np.uint8)
 
     def one(index: int) -> None:
@@ -51,10 +45,13 @@ def resize_each(frames: Sequence[NDArray[np.uint8]], size: int) -> NDArray[np.ui
 
 
 def import_pillow() -> Any:
+    """The package PIL with what this project uses of it."""
     try:
-        from PIL import Image
+        import PIL.Image
+        import PIL.ImageChops
+        import PIL.ImageDraw
     except ImportError as error:
         raise VideoError(
             f"resizing frames needs Pillow ({error}): install it with `pip install earlytom-export[video]`"
         ) from error
-    return Image
+    return PIL

@@ -93,6 +93,7 @@ class Vision(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of the projector, and of the tokens; the encoder of a live model may have another."""
         return self.linear_1.weight.dtype
 
     @property
@@ -105,7 +106,7 @@ class Vision(nn.Module):
 
     def embed_pixels(self, pixels: Tensor) -> Tensor:
         """Normalised pixels [N, 3, H, W], as an image processor gives them -> patch embeddings [N, S, D]."""
-        patches = self.patch_embedding(pixels.to(self.dtype))  # [N, D, grid, grid]
+        patches = self.patch_embedding(pixels.to(self.patch_embedding.weight.dtype))  # [N, D, grid, grid]
         return patches.flatten(2).transpose(1, 2) + self.position_embedding
 
     def encode(self, frames: Tensor) -> Tensor:
@@ -115,9 +116,13 @@ class Vision(nn.Module):
             x, _ = layer(x)
         return x
 
+    def widen(self, features: Tensor) -> Tensor:
+        """Features [..., D] -> [..., L], in the projector's dtype: its first Linear, and GELU."""
+        return F.gelu(self.linear_1(features.to(self.dtype)))
+
     def project(self, features: Tensor) -> Tensor:
         """Features [..., D] -> [..., L]: Linear, GELU, Linear."""
-        return self.linear_2(F.gelu(self.linear_1(features)))
+        return self.linear_2(self.widen(features))
 
     def encode_all(self, frames: Tensor) -> Tensor:
         """Frames uint8 [T, H, W, 3] -> all visual tokens of the unpruned model [T*P + newlines, L]."""

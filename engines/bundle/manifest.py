@@ -13,7 +13,8 @@ from typing import Any
 
 from earlytom.config import ATTENTION_FORMS, EarlyTomConfig
 from earlytom.dtypes import check_dtype
-from earlytom.errors import BundleError, ConfigError
+from earlytom.errors import BundleError, ConfigError, InputError
+from earlytom.parity.results import HopReport
 from earlytom.shapes import StaticShapes, derive_shapes
 from earlytom.vision.geometry import VisionGeometry
 
@@ -59,6 +60,31 @@ class TokenCounts:
 
 
 @dataclass(frozen=True)
+class Inspection:
+    """What was seen of an engine where it was built: an EngineSummary, with its `attention` and `fused` counted."""
+
+    kernels: int
+    attention: int
+    fused: int
+    unfused: tuple[str, ...]
+    fused_kernels: tuple[str, ...]
+    other_types: tuple[tuple[str, str], ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """How an engine was built, as BuildOptions has it; inspected: None where nobody looked."""
+
+    workspace: int
+    optimization_level: int | None = None
+    strip_weights: bool = False
+    detailed: bool = True
+    tf32: bool = False
+    inspected: Inspection | None = dataclasses.field(default=None, metadata={"may_lack": True})  # as gpu_check's do
+
+
+@dataclass(frozen=True)
 class EngineRecord:
     """A TensorRT engine: what built it, for which cards ("sm80"), and on which (gpu and driver, None without one)."""
 
@@ -71,10 +97,9 @@ class EngineRecord:
     gpu: str | None
     driver: str | None
     cuda: str | None
-    settings: dict[str, Any]
+    settings: BuildSettings
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "settings", _plain(self.settings, f"the settings of {self.file}"))
         for name, allowed in (("product", PRODUCTS), ("compatibility", COMPATIBILITY)):
             if getattr(self, name) not in allowed:
                 raise BundleError(
@@ -88,9 +113,9 @@ class EngineRecord:
 class Manifest:
     """Everything that is known about a bundle; `Manifest.derive` fills what follows from the configuration.
 
-    checkpoint: name, format, digest and whatever else identifies the weights; parity: one plain JSON object for each
-    hop; traced: names of intermediate tensors in the graph; request_key: recognises a repeated run. Dictionaries must
-    be plain JSON (null, not NaN). Raises BundleError when tensors or counts disagree with the configuration.
+    checkpoint: name, format, digest and whatever else identifies the weights; parity: one for each hop; traced: names
+    of intermediate tensors in the graph; request_key: recognises a repeated run. Dictionaries must be plain JSON (null,
+    not NaN). Raises BundleError when tensors or counts disagree with the configuration.
     """
 
     config: EarlyTomConfig
@@ -106,7 +131,7 @@ class Manifest:
     tools: dict[str, str]
     traced: tuple[str, ...] = ()
     engines: tuple[EngineRecord, ...] = ()
-    parity: tuple[dict[str, Any], ...] = ()
+    parity: tuple[HopReport, ...] = ()
     request_key: str = ""
     files: dict[str, FileRecord] = dataclasses.field(default_factory=dict)
     version: int = VERSION
@@ -120,7 +145,6 @@ class Manifest:
         return cls(config, geometry, dtype, batch, inputs=inputs, outputs=outputs, counts=counts, **rest)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "parity", tuple(_plain(list(self.parity), "the parity results")))
         object.__setattr__(self, "checkpoint", _plain(self.checkpoint, "the checkpoint's identity"))
         if self.version != VERSION:
             raise BundleError(f"manifest version {self.version!r} is not known: this program knows version {VERSION}")
@@ -147,7 +171,7 @@ class Manifest:
     def to_json(self) -> str:
         """Text of manifest.json: sorted keys, digest of itself, the same bytes for the same manifest."""
         check_files(self)
-        body = dataclasses.asdict(self)
+        body = dataclasses.asdict(self) | {"parity": [hop.to_dict() for hop in self.parity]}
         return json.dumps(body | {DIGEST_KEY: _body_digest(body)}, sort_keys=True, indent=1, allow_nan=False) + "\n"
 
     @classmethod
@@ -230,9 +254,16 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         return tuple(_decode(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is dict and isinstance(value, dict):
         return {key: _decode(args[1], item, f"{where}.{key}") for key, item in value.items()}
+    if kind is HopReport:
+        try:
+            return HopReport.from_dict(value)
+        except InputError as error:
+            raise BundleError(f"{where}: {error}") from None
     if is_dataclass(kind) and isinstance(kind, type) and isinstance(value, dict):
         names = {field.name for field in fields(kind)}
-        odd = [f"unknown {n}" for n in sorted(value.keys() - names)] + [f"no {n}" for n in sorted(names - value.keys())]
+        needed = {field.name for field in fields(kind) if "may_lack" not in field.metadata}
+        odd = [f"unknown {n}" for n in sorted(value.keys() - names)]
+        odd += [f"no {n}" for n in sorted(needed - value.keys())]
         if odd:
             raise BundleError(f"{where} has {', '.join(odd)}")
         hints = typing.get_type_hints(kind)

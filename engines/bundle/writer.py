@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from earlytom.errors import BundleError
+from earlytom.parity.results import HopReport
 
 from ..paths import make_directories, named_path, remove_directories
 from .manifest import DIGEST_KEY, MANIFEST, MODEL, EngineRecord, Manifest, check_files
@@ -112,7 +112,7 @@ class BundleWriter:
 
 def update_bundle(
     bundle: Bundle, *, add: Mapping[str, Path | bytes] | None = None, engines: Sequence[EngineRecord] = (),
-    parity: Sequence[dict[str, Any]] | None = None,
+    parity: Sequence[HopReport] | None = None,
 ) -> Bundle:
     """Add files and engines to a bundle, or give it new parity results; the bundle as it then is.
 

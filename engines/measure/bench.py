@@ -47,22 +47,24 @@ def bench_bundle(
     calls: dict[str, Callable[[], object]] = {}
     why, not_run, memory = {}, {}, {}
     with ExitStack() as stack:
-        on_card = False
+        card: torch.device | None = None
         for name in names:
             try:
                 runner = stack.enter_context(open_runner(bundle, name, device=device, vision=vision))
-                clip = frames.to(getattr(runner, "device", "cpu"))
+                clip = frames.to(runner.device)
                 runner.run(clip)
             except EarlyTomError as error:
                 not_run[name] = str(error)
                 continue
-            on_card = on_card or clip.is_cuda
+            card = clip.device if clip.is_cuda else card
             calls[name], why[name] = partial(runner.run, clip), runner.why
             memory[name] = getattr(runner, "device_memory_bytes", None)
         if not calls:
             raise EngineError(f"no engine of {bundle.path} runs here: {'; '.join(not_run.values())}")
+        if card is not None:
+            stack.enter_context(torch.cuda.device(card))  # clocks and machine are those of the current one
         before = clocks()
-        times = compare_times(calls, runs=runs, device="cuda" if on_card else "cpu")
+        times = compare_times(calls, runs=runs, device=card or "cpu")
         first = next(iter(calls))
         done = tower_flops(manifest.config, manifest.geometry, manifest.batch).total
         return {

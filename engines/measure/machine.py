@@ -53,18 +53,24 @@ def describe_machine() -> dict[str, Any]:
 
 
 def clocks(*fields: str) -> dict[str, str]:
-    """What nvidia-smi says of the first visible card at this moment: clocks, power, temperature; {} without it."""
+    """What nvidia-smi says of torch's current card at this moment: clocks, power, temperature; {} without one."""
+    if not torch.cuda.is_available():
+        return {}
     wanted = fields or tuple(_QUERY)
-    index = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] or "0"
     try:
         done = subprocess.run(
-            ["nvidia-smi", f"--id={index}", f"--query-gpu={','.join(wanted)}", "--format=csv,noheader,nounits"],
+            ["nvidia-smi", f"--id={_card_name()}", f"--query-gpu={','.join(wanted)}", "--format=csv,noheader,nounits"],
             capture_output=True, text=True, timeout=10, check=True,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return {}
     values = [value.strip() for value in done.stdout.strip().split(",")]
     return {_QUERY.get(name, name): value for name, value in zip(wanted, values)}
+
+
+def _card_name() -> str:
+    """For nvidia-smi, which counts cards as they are plugged in, where CUDA counts the visible, the fastest first."""
+    return f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
 
 
 def _processor() -> str:

@@ -21,7 +21,7 @@ from typing import IO, Any
 from earlytom.dtypes import DTYPES
 from earlytom.errors import ConfigError, EngineError
 
-from ..bundle.manifest import EngineRecord, Manifest
+from ..bundle.manifest import BuildSettings, EngineRecord, Manifest
 from ..cards import current_card, sort_targets
 from ..products import COMPATIBILITY, check_target, import_product, product_of
 from .worker import no_card
@@ -96,10 +96,9 @@ class BuildOptions:
         values = dataclasses.asdict(self)
         return values | {"targets": list(self.targets), "timing_cache": self.timing_cache and str(self.timing_cache)}
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> BuildSettings:
         """What the manifest records of how an engine was built: nothing of the machine."""
-        names = ("workspace", "optimization_level", "strip_weights", "detailed", "tf32")
-        return {name: getattr(self, name) for name in names}
+        return BuildSettings(self.workspace, self.optimization_level, self.strip_weights, self.detailed, self.tf32)
 
 
 def engine_file_name(options: BuildOptions, targets: tuple[str, ...] | None = None) -> str:

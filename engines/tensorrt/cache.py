@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import secrets
 from pathlib import Path
 
@@ -22,8 +21,7 @@ _DIGEST = hashlib.sha256().digest_size
 
 def cache_path(engine: Path, version: str, card: Card) -> Path:
     """Beside the engine's file."""
-    gpu = re.sub(r"[^a-z0-9]+", "-", card.name.lower()).strip("-")
-    return engine.with_name(f"{engine.name}.{version}.{gpu}.{card.target}.cache")
+    return engine.with_name(f"{engine.name}.{version}.{card.file_part}.cache")
 
 
 class CacheFile:

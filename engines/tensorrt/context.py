@@ -27,30 +27,34 @@ class ExecutionSlot:
 
     graph: "torch" captures one call into a CUDA graph and replays it from then on; "library" leaves that to TensorRT
     for RTX, which wants addresses that stay; "none" enqueues, reading the caller's frames where they lie. A graph that
-    cannot be captured is done without, `note` says why. `last_error`: the library's last words, for an exception.
+    cannot be captured is done without, `note` says why. `last_error`: the library's last words, for an exception;
+    `keep`: what the context needs as long as it lives, which the bindings do not see to; let go of from the last on.
     """
 
     def __init__(
         self, context: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], device: torch.device, *,
-        graph: str = "torch", last_error: Callable[[], str] = lambda: "it does not say why",
+        graph: str = "torch", last_error: Callable[[], str] = lambda: "it does not say why", keep: tuple[Any, ...] = (),
     ) -> None:
         self.context, self.device, self.note = context, device, ""
+        self._keep = keep  # after the context, so that it outlives it where nobody calls `close` as well
         self._input, self._outputs, self._last_error = inputs[0].name, tuple(spec.name for spec in outputs), last_error
-        # Outside of inference mode, in which the caller may be: the buffers are written to outside of it as well.
+        self._addresses: dict[str, int] = {}
+        self._keep_addresses = graph != "none"
+        self._own = cuda.Stream(device)  # where the caller is on the default stream, on which TensorRT synchronises
+        self._done = cuda.Event()
+        self._graph: Any = None
+        # Outside of inference mode, in which the caller may be: the buffers, and what torch makes for its first graph,
+        # are written to outside of it as well.
         with torch.inference_mode(False):
             self._buffers = {
                 spec.name: torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype), device=device)
                 for spec in (*inputs, *outputs)
             }
-        for name, buffer in self._buffers.items():
-            self._bind(name, buffer)
-        self._keep_addresses = graph != "none"
-        self._own = cuda.Stream(device)  # where the caller is on the default stream, on which TensorRT synchronises
-        self._done = cuda.Event()
-        self._graph: Any = None
-        self._warm_up()
-        if graph == "torch":
-            self._capture()
+            for name, buffer in self._buffers.items():
+                self._bind(name, buffer)
+            self._warm_up()
+            if graph == "torch":
+                self._capture()
 
     @property
     def buffer_bytes(self) -> int:
@@ -66,29 +70,37 @@ class ExecutionSlot:
         stream.wait_event(self._done)
         static = self._buffers[self._input]
         there = frames.device == self.device and frames.is_contiguous() and frames.data_ptr() % ALIGNMENT == 0
-        if self._keep_addresses or not there:
-            # A copy from the host is waited for: the caller may write to its frames again.
-            static.copy_(frames, non_blocking=frames.is_cuda)
-            frames = static
-        if self._graph is not None:
-            self._graph.replay()
-        else:
-            self._bind(self._input, frames)
-            self._enqueue(stream)
-        results = {name: self._buffers[name].clone() for name in self._outputs}
-        self._done.record(stream)
-        return results
+        try:
+            if self._keep_addresses or not there:
+                # A copy from the host is waited for: the caller may write to its frames again.
+                static.copy_(frames, non_blocking=frames.is_cuda)
+                frames = static
+            if self._graph is not None:
+                self._graph.replay()
+            else:
+                self._bind(self._input, frames)
+                self._enqueue(stream)
+            return {name: self._buffers[name].clone() for name in self._outputs}
+        finally:  # when there is no memory for the clones, the card works on this context all the same
+            self._done.record(stream)
 
     def close(self) -> None:
         """Wait for the card, then let go of everything."""
-        self._done.synchronize()
-        self._graph = None
-        self.context = None
-        self._buffers.clear()
+        with cuda.device(self.device):
+            self._done.synchronize()
+            self._graph = None
+            self.context = None
+            self._keep = ()
+            self._buffers.clear()
 
     def _bind(self, name: str, tensor: Tensor) -> None:
-        if not self.context.set_tensor_address(name, tensor.data_ptr()):
+        """Tell an address, once: a library that captures graphs by itself may take any telling for a change."""
+        address = tensor.data_ptr()
+        if self._addresses.get(name) == address:
+            return
+        if not self.context.set_tensor_address(name, address):
             raise EngineError(f"the engine does not take the address of {name}: {self._last_error()}")
+        self._addresses[name] = address
 
     def _enqueue(self, stream: Any) -> None:
         own = self._own if stream.cuda_stream == 0 else stream
@@ -109,8 +121,10 @@ class ExecutionSlot:
     def _capture(self) -> None:
         graph = cuda.CUDAGraph()
         try:
-            # Other threads may go on allocating and launching meanwhile.
-            with cuda.graph(graph, stream=self._own, capture_error_mode="thread_local"):
+            # Other threads may go on allocating and launching meanwhile. The outer context is for a capture that fails:
+            # not every torch then leaves the stream that it captured on.
+            here = cuda.stream(cuda.current_stream(self.device))
+            with here, cuda.graph(graph, stream=self._own, capture_error_mode="thread_local"):
                 self._enqueue(self._own)
         except Exception as error:  # torch's error types for CUDA differ between versions
             self.note = f"without CUDA graph, which could not be captured ({first_line(error)})"

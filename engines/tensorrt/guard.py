@@ -26,6 +26,7 @@ OBJECTIONS = {
     "UNSUPPORTED_CC": "it does not hold code for this card",
     "OLD_CUDA_DRIVER": "the driver is too old for it, so update the driver",
     "OLD_CUDA_RUNTIME": "the CUDA runtime is too old for it",
+    "INSUFFICIENT_GPU_MEMORY": "the card has too little memory for it",
     "MALFORMED_ENGINE": "it is not an engine",
     "CUDA_ERROR": "CUDA does not work here",
 }
@@ -120,9 +121,9 @@ def rebuild_command(bundle: Bundle, name: str, target: str) -> str:
         if record.compatibility != "none":
             words += ["--hardware-compatibility", record.compatibility]
         words += ["--version-compatible"] * record.version_compatible
-        words += ["--strip-weights"] * bool(record.settings.get("strip_weights"))
-        if record.settings.get("optimization_level") is not None:
-            words += ["--optimization-level", str(record.settings["optimization_level"])]
+        words += ["--strip-weights"] * record.settings.strip_weights
+        if record.settings.optimization_level is not None:
+            words += ["--optimization-level", str(record.settings.optimization_level)]
     return build_command(bundle.path, product.name, "--for", ",".join(sort_targets(targets)), *words)
 
 
@@ -131,7 +132,7 @@ def _preference(record: EngineRecord, card: Card) -> tuple[Any, ...]:
     general = ("none", "same-cc", "ampere+").index(record.compatibility)
     return (
         record.gpu not in (None, card.name), general, record.version_compatible,
-        bool(record.settings.get("strip_weights")), len(record.targets), record.file,
+        record.settings.strip_weights, len(record.targets), record.file,
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from earlytom.dtypes import DTYPES
 from earlytom.errors import EngineError
 
-from ..bundle.manifest import Manifest
+from ..bundle.manifest import Inspection, Manifest
 from ..products import import_product
 from .network import make_logger, refit
 
@@ -48,12 +48,12 @@ class EngineSummary:
     other_types: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "kernels": self.kernels, "attention": len(self.attention), "fused": len(self.fused),
-            "unfused": list(self.unfused), "fused_kernels": sorted(set(self.fused_kernels)),
-            "other_types": [list(entry) for entry in self.other_types], "warnings": list(self.warnings),
-        }  # fmt: skip
+    def inspection(self) -> Inspection:
+        """For the manifest."""
+        return Inspection(
+            self.kernels, len(self.attention), len(self.fused), self.unfused, tuple(sorted(set(self.fused_kernels))),
+            self.other_types, self.warnings,
+        )  # fmt: skip
 
 
 def expected_attention(manifest: Manifest) -> tuple[str, ...]:
@@ -180,9 +180,16 @@ def inspect_plan(path: Path, manifest: Manifest) -> EngineSummary:
 
 
 def inspect_engine(trt: Any, engine: Any, manifest: Manifest) -> EngineSummary:
-    """The summary of a deserialised engine. trt: the product's module. Needs the card that the engine is on."""
+    """The summary of a deserialised engine. trt: the product's module. Needs the card that the engine is on.
+
+    An answer that cannot be read is a warning in it: nothing that took minutes to build is lost over it.
+    """
     text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-    return summarise(text, expected_attention(manifest), DTYPES[manifest.dtype].torch)
+    attention = expected_attention(manifest)
+    try:
+        return summarise(text, attention, DTYPES[manifest.dtype].torch)
+    except EngineError as error:
+        return EngineSummary(0, attention, (), (), (), (), (str(error),))
 
 
 def inspect_file(path: Path, product: str, manifest: Manifest, onnx_path: Path | None = None) -> EngineSummary:

@@ -108,8 +108,9 @@ class TensorRTRunner(Closing):
             if context is None:
                 raise EngineError(f"the engine cannot be given memory to run in: {self._logger.last_words()}")
             return ExecutionSlot(
-                context, self.inputs, self.outputs, self.device, graph=self._graph, last_error=self._logger.last_words
-            )
+                context, self.inputs, self.outputs, self.device, graph=self._graph, last_error=self._logger.last_words,
+                keep=(self._loaded, self._cache, self._config),
+            )  # fmt: skip
 
     def _configure(self, cache: CacheFile | None) -> None:
         """How TensorRT for RTX is to run contexts, and where it puts what it compiles."""
@@ -172,6 +173,8 @@ def open_bundle(name: str, bundle: Bundle, options: OpenOptions) -> Runner:
     if index is None:
         index = cuda.current_device() if cuda.is_available() else 0
     card = current_card(index)
+    if card is None and index > 0:
+        raise EngineError(f"this machine has no CUDA device with the number {index}, they are counted from 0")
     if card is None:
         choose_record(bundle, name, None, None)  # says so
     assert card is not None
@@ -212,7 +215,7 @@ def load_engine(trt: Any, bundle: Bundle, record: EngineRecord, card: Card, devi
             said = f"cannot load {record.file} on {card.name} ({logger.last_words()})"
             raise EngineError(f"{title} {trt.__version__} {said}; built anew: {again}")
         del data
-        if record.settings.get("strip_weights"):
+        if record.settings.strip_weights:
             bundle.verify(*(file for file in (MODEL, f"{MODEL}.data") if file in bundle.manifest.files))
             refit(trt, engine, bundle.file(MODEL), logger)
     return LoadedEngine(trt, engine, runtime, logger)

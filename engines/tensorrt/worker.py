@@ -31,7 +31,8 @@ def main() -> int:
     os.dup2(2, 1)
 
     def reply(**message: Any) -> None:
-        print(json.dumps(message), file=replies, flush=True)
+        replies.write(json.dumps(message) + "\n")  # in one piece: the builder may report from several threads
+        replies.flush()
 
     try:
         request = json.load(sys.stdin)
@@ -190,8 +191,7 @@ def make_monitor(trt: Any, progress: Callable[[str], None]) -> Any:
 
 def cache_name(product: Product, version: str, card: Card) -> str:
     """A timing cache is worth something to one version on one model of card: both are in its name."""
-    gpu = re.sub(r"[^a-z0-9]+", "-", card.name.lower()).strip("-")
-    return f"timing.{product.suffix}-{version}.{gpu}.{card.target}.cache"
+    return f"timing.{product.suffix}-{version}.{card.file_part}.cache"
 
 
 def _open_cache(config: Any, product: Product, options: Mapping[str, Any], version: str, card: Card | None) -> Any:

@@ -2,7 +2,7 @@
 
 from .check import GraphError, GraphSummary, check_graph
 from .exporter import ATTENTION_OPSET, DEFAULT_OPSET, OPSETS, OnnxExport, example_inputs, export_tower
-from .traced import flatten_trace, traced_names, with_traced_outputs
+from .traced import flatten_trace, run_traced, traced_names, with_traced_outputs
 
 __all__ = [
     "ATTENTION_OPSET",
@@ -15,6 +15,7 @@ __all__ = [
     "example_inputs",
     "export_tower",
     "flatten_trace",
+    "run_traced",
     "traced_names",
     "with_traced_outputs",
 ]

@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from earlytom.errors import ExportError
+from earlytom.parity.intermediates import intermediates
+from engines.bundle.manifest import MODEL
 
 if TYPE_CHECKING:
     import onnx
     from torch import Tensor
 
-    from earlytom.tower import StaticTower
+    from earlytom.tower import StaticTower, TowerTrace
+    from engines.bundle.reader import Bundle
 
 TRACED_KEY = "earlytom.traced"  # model metadata: the intermediates that `with_traced_outputs` can promote
 
 
 def traced_names(tower: StaticTower) -> tuple[str, ...]:
     """Names of the intermediates, in the order of `flatten_trace`."""
-    layers = tower.config.merge_layers
-    if not layers:
-        return ()
-    stages = tuple(f"{kind}_{layer}" for layer in layers for kind in ("similarity", "weights", "hidden"))
-    return (*stages, "similarity_final", "received")
+    return tuple(intermediate.to_text() for intermediate in intermediates(tower.config.merge_layers))
 
 
-def flatten_trace(trace: Any) -> tuple[Tensor, ...]:
+def flatten_trace(trace: TowerTrace) -> tuple[Tensor, ...]:
     """The intermediates of a TowerTrace in the order of `traced_names`."""
-    if trace.similarity is None:
+    if trace.similarity is None or trace.received is None:
         return ()
     return (*(tensor for stage in trace.stages for tensor in stage), trace.similarity, trace.received)
 
@@ -39,8 +39,7 @@ def with_traced_outputs(
     """The graph at `path` with the intermediates `names` (default: all) as further outputs, to see where numbers part.
 
     The weights are not copied: the model refers to the same data file. Give `destination`, in the same directory, to
-    have a file; or load the returned model's bytes in ONNX Runtime with the session option
-    session.model_external_initializers_file_folder_path set to that directory.
+    have a file; or hand the returned model's bytes to OnnxRuntimeRunner as its `graph`.
 
     Raises ExportError when a name is not traced in this graph or `destination` lies elsewhere.
     """
@@ -62,3 +61,24 @@ def with_traced_outputs(
             raise ExportError(f"{destination} must lie beside {path}, whose data file it shares")
         onnx.save(model, destination)
     return model
+
+
+def run_traced(bundle: Bundle, clips: Tensor) -> TowerTrace:
+    """The bundle's graph in ONNX Runtime on the CPU with its intermediates: uint8 [V, T, H, W, 3] -> TowerTrace.
+
+    Raises EngineError when ONNX Runtime cannot run it.
+    """
+    import torch
+
+    from earlytom.tower import Stage, TowerOutputs, TowerTrace
+    from engines.onnxruntime import CPU, OnnxRuntimeRunner
+
+    manifest, path = bundle.manifest, bundle.path / MODEL
+    graph = with_traced_outputs(path).SerializeToString()
+    with closing(OnnxRuntimeRunner(path, manifest.inputs, manifest.outputs, providers=(CPU,), graph=graph)) as runner:
+        found = {name: torch.from_numpy(array) for name, array in runner.run_named({"frames": clips.numpy()}).items()}
+    names = [intermediate.to_text() for intermediate in intermediates(manifest.config.merge_layers)]
+    *of_stages, similarity, received = (found[name] for name in names)
+    width = len(Stage._fields)
+    stages = tuple(Stage(*of_stages[k : k + width]) for k in range(0, len(of_stages), width))
+    return TowerTrace(TowerOutputs(*(found[name] for name in TowerOutputs._fields)), stages, similarity, received)

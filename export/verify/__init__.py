@@ -2,6 +2,6 @@
 
 from earlytom.parity import HopReport, ParityReport
 
-from .ladder import run_traced, verify_bundle
+from .ladder import verify_bundle
 
-__all__ = ["HopReport", "ParityReport", "run_traced", "verify_bundle"]
+__all__ = ["HopReport", "ParityReport", "verify_bundle"]

@@ -8,7 +8,6 @@ of the bundle's dtype; what this machine cannot run is listed as not run, with t
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from earlytom.checkpoint import load
 from earlytom.dtypes import torch_dtype
 from earlytom.errors import ConfigError, EngineError, InputError
 from earlytom.parity import (
@@ -24,7 +24,6 @@ from earlytom.parity import (
     HopReport,
     ParityReport,
     ScoreErrors,
-    Verdict,
     VideoTrace,
     align,
     judge,
@@ -35,12 +34,14 @@ from earlytom.parity import (
     split_trace,
 )
 from earlytom.parity.oracle import ORACLE, STATIC
-from earlytom.tower import Stage, StaticTower, TowerOutputs, TowerTrace
+from earlytom.tower import StaticTower, TowerOutputs, TowerTrace
 from earlytom.vision.siglip import Vision
 from engines.bundle.manifest import MODEL
 from engines.bundle.reader import Bundle, digest_file, read_bundle
+from engines.opening import open_runner
 from engines.products import ENGINES, PRODUCTS
 
+from ..onnx.traced import run_traced
 from .polygraphy import polygraphy_numbers, repeat_command, save_inputs, save_outputs
 
 if TYPE_CHECKING:
@@ -101,16 +102,15 @@ class _Ladder:
         if self.directory is not None:
             save_inputs(self.directory, self.clips)
             save_outputs(self.directory, STATIC, trace.outputs)
-        static = split_trace(trace, self.config, self.shapes)
+        static = self._split(trace)
         del tower, trace
         reference: tuple[str, Sequence[VideoTrace]] = (STATIC, static)
         if ONNXRUNTIME not in engines and self.dtype != "fp32":
             hops.append(self._dtype_hop(static))
         for engine in sorted(engines, key=lambda name: name != ONNXRUNTIME):
             self.progress(engine)
-            start = time.perf_counter()
             hop, videos = self._engine_hop(engine, reference, static, scores=len(engines) > 1)
-            hops.append(replace(hop, seconds=time.perf_counter() - start))
+            hops.append(hop)
             if engine == ONNXRUNTIME and videos is not None and all(video.stages for video in videos):
                 reference = (engine, videos)
             elif engine == ONNXRUNTIME and videos is None and self.dtype != "fp32":
@@ -120,7 +120,6 @@ class _Ladder:
     def _oracle_hop(self) -> HopReport:
         """The method: the oracle against the static tower at the budgets that the oracle itself arrives at."""
         self.progress(ORACLE)
-        start = time.perf_counter()
         try:
             found = oracle_hop(self.vision, self.clips[0], self.config)
         except ConfigError as error:
@@ -135,13 +134,13 @@ class _Ladder:
             )
         if len(self.clips) > 1:
             note += "; the first video of the batch"
-        return self._report(found.numbers, found.aligned.values, note if found.expected.stages else "", start)
+        return self._report(found.numbers, found.aligned.values, note if found.expected.stages else "")
 
     def _engine_hop(
         self, engine: str, reference: tuple[str, Sequence[VideoTrace]], static: Sequence[VideoTrace], *, scores: bool
     ) -> tuple[HopReport, Sequence[VideoTrace] | None]:
         """One engine against the last backend that shows its scores, and the engine's own videos."""
-        start, (name, expected) = time.perf_counter(), reference
+        name, expected = reference
         try:
             outputs = self._outputs(engine)
         except EngineError as error:
@@ -154,14 +153,13 @@ class _Ladder:
         note, errors = "", None
         if engine == ONNXRUNTIME:
             trace, note = self._with_scores(trace, expected, always=scores or self.dtype != "fp32")
-        actual = split_trace(trace, self.config, self.shapes)
+        actual = self._split(trace)
         if trace.stages:
             self.errors = _largest([score_errors(a, b) for a, b in zip(static, actual)])
         else:
             errors = self.errors
-        aligned = align(expected, actual, self.config, self.shapes, errors=errors)
-        hop = measure(aligned, (name, engine), self.dtype, self.config.merge_layers)
-        report = self._report(hop, aligned.values, note, start)
+        hop, values = self._measure((name, engine), expected, actual, errors)
+        report = self._report(hop, values, note)
         if engine == ONNXRUNTIME and self.directory is not None:
             rms = hop.differences["tokens"].rms
             command = repeat_command(MODEL, name, self.directory.resolve(), self.dtype, rms)
@@ -169,8 +167,6 @@ class _Ladder:
         return report, actual
 
     def _outputs(self, engine: str) -> TowerOutputs:
-        from engines.opening import open_runner
-
         with open_runner(self.bundle, engine, vision=self.vision) as runner:
             return TowerOutputs(*(value.cpu() for value in runner.run(self.clips)))
 
@@ -181,8 +177,7 @@ class _Ladder:
         if not self.bundle.manifest.traced:
             return trace, ""
         if not always:
-            aligned = align(expected, split_trace(trace, self.config, self.shapes), self.config, self.shapes)
-            if judge(measure(aligned, (STATIC, ONNXRUNTIME), self.dtype, self.config.merge_layers)).passed:
+            if judge(self._measure((STATIC, ONNXRUNTIME), expected, self._split(trace))[0]).passed:
                 return trace, ""
         self.progress("onnxruntime, with intermediates")
         traced = run_traced(self.bundle, self.clips)
@@ -195,46 +190,31 @@ class _Ladder:
     def _dtype_hop(self, static: Sequence[VideoTrace]) -> HopReport:
         """What the bundle's dtype does, measured in PyTorch: where no engine here shows its intermediates."""
         self.progress(f"static tower in {self.dtype}")
-        start = time.perf_counter()
         lower = copy.deepcopy(self.vision).to(torch_dtype(self.dtype))
         with torch.no_grad():
             trace = StaticTower(lower, self.config, batch=len(self.clips)).eval().trace(self.clips.to(lower.device))
-        actual = split_trace(trace, self.config, self.shapes)
+        actual = self._split(trace)
         self.errors = _largest([score_errors(a, b) for a, b in zip(static, actual)])
-        aligned = align(static, actual, self.config, self.shapes)
-        hop = measure(aligned, (STATIC, f"{STATIC} in {self.dtype}"), self.dtype, self.config.merge_layers)
-        return self._report(hop, aligned.values, "PyTorch's arithmetic in this dtype, no engine", start)
+        hop, values = self._measure((STATIC, f"{STATIC} in {self.dtype}"), static, actual)
+        return self._report(hop, values, "PyTorch's arithmetic in this dtype, no engine")
 
-    def _report(self, hop: Hop, values: dict[str, tuple[Tensor, Tensor]], note: str, start: float) -> HopReport:
-        verdict: Verdict = judge(hop)
+    def _split(self, trace: TowerTrace) -> tuple[VideoTrace, ...]:
+        return split_trace(trace, self.config, self.shapes)
+
+    def _measure(
+        self, names: tuple[str, str], expected: Sequence[VideoTrace], actual: Sequence[VideoTrace],
+        errors: ScoreErrors | None = None,
+    ) -> tuple[Hop, dict[str, tuple[Tensor, Tensor]]]:
+        """A hop in the bundle's dtype, and the values that its numbers are of."""
+        aligned = align(expected, actual, self.config, self.shapes, errors=errors)
+        return measure(aligned, names, self.dtype), aligned.values
+
+    def _report(self, hop: Hop, values: dict[str, tuple[Tensor, Tensor]], note: str) -> HopReport:
+        verdict = judge(hop)
         return HopReport(
             hop.reference, hop.actual, hop.dtype, "passed" if verdict.passed else "failed", verdict.reasons,
-            verdict.bisect, hop, polygraphy_numbers(values, hop.dtype), note, seconds=time.perf_counter() - start,
+            verdict.bisect, replace(hop, plan=hop.plan.worst()), polygraphy_numbers(values, hop.dtype), note,
         )  # fmt: skip
-
-
-def run_traced(bundle: Bundle, clips: Tensor) -> TowerTrace:
-    """The bundle's graph in ONNX Runtime on the CPU with its intermediates: uint8 [V, T, H, W, 3] -> TowerTrace."""
-    import onnxruntime
-
-    from ..onnx.traced import with_traced_outputs
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(bundle.path))
-    model = with_traced_outputs(bundle.path / MODEL).SerializeToString()
-    try:
-        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        names = [value.name for value in session.get_outputs()]
-        arrays = session.run(names, {"frames": clips.numpy()})
-    except Exception as error:  # ONNX Runtime's exceptions share no base
-        raise EngineError(f"ONNX Runtime cannot run the graph with its intermediates: {error}") from error
-    found = {name: torch.from_numpy(array) for name, array in zip(names, arrays)}
-    stages = tuple(
-        Stage(*(found[f"{kind}_{layer}"] for kind in Stage._fields)) for layer in bundle.manifest.config.merge_layers
-    )
-    outputs = TowerOutputs(*(found[name] for name in TowerOutputs._fields))
-    return TowerTrace(outputs, stages, found["similarity_final"], found["received"])
 
 
 def _largest(errors: Sequence[ScoreErrors]) -> ScoreErrors:
@@ -259,8 +239,6 @@ def _clips(bundle: Bundle, frames: Tensor | NDArray[np.uint8]) -> Tensor:
 
 
 def _weights(bundle: Bundle, checkpoint: str | Path | None) -> Vision:
-    from earlytom.checkpoint import load
-
     name = checkpoint or bundle.manifest.checkpoint["name"]
     model = load(name, parts=("vision",), pooling=bundle.manifest.config.pooling)
     bundle.check_weights(model.identity)

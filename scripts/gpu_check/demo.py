@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from earlytom.errors import EngineError
 from earlytom.presets import preset
-from earlytom.tower import StaticTower, TowerOutputs
+from earlytom.tower import StaticTower
 from earlytom.video.clips import synthetic_clip
 from engines.bundle.manifest import MODEL, Manifest
 from engines.bundle.writer import BundleWriter, update_bundle
@@ -58,10 +56,8 @@ def first_tokens(shop: Workshop) -> dict[str, Any]:
 
     clip = torch.from_numpy(synthetic_clip(config.frames, model.identity.geometry.image_size))
 
-    def ask(encoder: Callable[[Tensor], TowerOutputs]) -> int:
-        pipeline = VideoPipeline(
-            encoder, model.language, model.tokenizer, config, tower.shapes, model.eos_token_ids
-        )  # fmt: skip
+    def ask(encoder: Any) -> int:
+        pipeline = VideoPipeline(encoder, model, config)
         return pipeline.ask(pipeline.encode(clip), QUESTION, max_new_tokens=1).ids[0]
 
     tokens: dict[str, int] = {}
@@ -70,7 +66,7 @@ def first_tokens(shop: Workshop) -> dict[str, Any]:
             continue
         try:
             with open_runner(bundle, name, vision=model.vision) as runner:
-                tokens[name] = ask(runner.run)
+                tokens[name] = ask(runner)
         except EngineError as error:
             not_run[name] = str(error)
     if len(tokens) < 2:

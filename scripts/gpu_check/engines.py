@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,12 +81,10 @@ class Engines:
 
         engine = getattr(self.shop.runner(variant, product), "engine", None)
         try:
-            found: dict[str, Any] = inspect_engine(
-                import_product(product), engine, self.shop.bundle(variant).manifest
-            ).to_dict()
+            found = inspect_engine(import_product(product), engine, self.shop.bundle(variant).manifest)
         except Exception as error:  # what is asked of a library in passing must not lose the measurement
             return {"warnings": [f"the engine could not be inspected: {error}"]}
-        return found
+        return asdict(found.inspection())
 
     def clip_for(self, runner: Any) -> Tensor:
         """The clip where the engine reads it: ONNX Runtime without CUDA takes none from the card."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from earlytom.parity import (
+    Hop,
     ScoreErrors,
     VideoTrace,
     align,
@@ -100,7 +101,7 @@ class Answers:
         errors = None if actual.stages else self._errors.get((variant.dtype, variant.width))
         config, tower = self._shop.config, self._shop.tower(variant)
         aligned = align(expected, [actual], config, tower.shapes, errors=errors)
-        return _numbers(measure(aligned, (reference, name), variant.dtype, config.merge_layers))
+        return _numbers(measure(aligned, (reference, name), variant.dtype))
 
 
 def same(a: TowerOutputs, b: TowerOutputs) -> bool:
@@ -112,11 +113,11 @@ def _bits(value: Tensor) -> Tensor:
     return value.contiguous().view(torch.uint8)
 
 
-def _numbers(hop: Any) -> dict[str, Any]:
+def _numbers(hop: Hop) -> dict[str, Any]:
     """What the JSON file says of one hop."""
     verdict, tokens, plan = judge(hop), hop.differences["tokens"], hop.plan
     return {
         "reference": hop.reference, "actual": hop.actual, "passed": verdict.passed, "reasons": list(verdict.reasons),
-        **tokens.to_dict(), "frames_equal": plan.shares["frames"], "patches_equal": plan.shares["comparable_patches"],
-        "flips": len(plan.flips), "near_ties": sum(flip.excused for flip in plan.flips),
+        **tokens.to_dict(), "frames_equal": plan.shares.frames, "patches_equal": plan.shares.comparable_patches,
+        "flips": plan.flips_total, "near_ties": plan.flips_excused,
     }  # fmt: skip

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import time
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from earlytom.checkpoint.random_weights import random_weight
 from earlytom.config import EarlyTomConfig
 from earlytom.dtypes import torch_dtype
 from earlytom.flops import unpruned_config
@@ -34,9 +34,6 @@ from export.onnx.exporter import ATTENTION_OPSET, DEFAULT_OPSET, export_tower
 if TYPE_CHECKING:
     from engines.runner import Runner
 
-# Standard deviation of weights in units of fan-in ** -0.5 (elsewhere 1): attention far from uniform, residual branches
-# that neither drown the stream nor vanish in it; as in the demo checkpoint.
-_GAINS = {"q_proj": 1.5, "k_proj": 1.5, "out_proj": 0.3, "fc2": 0.5}
 QUICK = VisionGeometry(84, 14, 32, 2, 48, 4, projector_size=24)
 QUICK_CONFIG = EarlyTomConfig(retain=0.3, frames=12, merge_layers=(0, 1, 3), frame_budgets=(10, 8, 6))
 
@@ -60,22 +57,12 @@ class Variant:
 
 
 def random_vision(geometry: VisionGeometry, device: torch.device | str, seed: int = 0) -> Vision:
-    """A float32 tower whose weights depend on the seed, their names and the kind of device only."""
+    """A float32 tower with the demo checkpoint's kind of random weights."""
     with torch.device("meta"):
         vision = Vision(geometry)
     vision = vision.to_empty(device=device).eval().requires_grad_(False)
     for name, parameter in vision.named_parameters():
-        generator = torch.Generator(device=parameter.device).manual_seed(zlib.crc32(f"{seed}:{name}".encode()))
-        parameter.normal_(generator=generator)
-        kind, owner = name.rsplit(".", 1)[-1], (name.split(".") + [""])[-2]
-        if "norm" in name:
-            parameter.mul_(0.1 if kind == "weight" else 0.02).add_(1.0 if kind == "weight" else 0.0)
-        elif kind == "bias":
-            parameter.mul_(0.02)
-        elif name == "position_embedding":  # below the patches' own content, so that unlike frames stay unlike
-            parameter.mul_(0.5)
-        elif name != "image_newline":
-            parameter.mul_(_GAINS.get(owner, 1.0) * parameter[0].numel() ** -0.5)
+        parameter.copy_(random_weight(("vision", name), parameter.shape, seed, parameter.device))
     return vision
 
 

@@ -27,7 +27,7 @@ def test_float32_graph(seed):
     assert hop.status == "passed", hop.reasons
     tokens = hop.numbers.differences["tokens"]
     assert tokens.max_abs <= 1e-4 and tokens.count == 30 * 24
-    assert set(hop.numbers.plan.shares.values()) == {1.0} and not hop.numbers.plan.flips
+    assert set(hop.numbers.plan.shares) == {1.0} and not hop.numbers.plan.flips
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -35,7 +35,7 @@ def test_half_precision_graph_against_the_float32_tower(seed):
     hop = second_hop(verify_bundle(small_bundle("fp16"), small_clip(12, seed=seed)[0], vision=small_vision()))
     assert hop.status == "passed", hop.reasons
     differences, plan = hop.numbers.differences, hop.numbers.plan
-    assert differences["tokens"].cosine >= 0.999 and plan.shares["comparable_patches"] >= 0.99
+    assert differences["tokens"].cosine >= 0.999 and plan.shares.comparable_patches >= 0.99
     assert all(flip.excused for flip in plan.flips)
     # It is half precision that is measured, and its scores are seen.
     assert 1e-4 < differences["tokens"].relative < 1e-2
@@ -94,9 +94,9 @@ def test_at_full_resolution(name, dtype, golden_bundle, e2e_frames):
     for hop in report.hops:
         tokens, plan = hop.numbers.differences["tokens"], hop.numbers.plan
         if hop.dtype == "fp32":
-            assert tokens.max_abs <= 1e-4 and set(plan.shares.values()) == {1.0}
+            assert tokens.max_abs <= 1e-4 and set(plan.shares) == {1.0}
         else:
-            assert tokens.cosine >= 0.999 and plan.shares["comparable_patches"] >= 0.99
+            assert tokens.cosine >= 0.999 and plan.shares.comparable_patches >= 0.99
             assert all(flip.excused for flip in plan.flips)
 
 

@@ -4,47 +4,29 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .checkpoint_config import CheckpointConfig, read_config
-from .config import POOLING
-from .errors import CheckpointError, InputError
-from .keys import PARTS, Slot, Stored, Unused, locate, match
-from .vision.geometry import VisionGeometry
-from .vision.siglip import Vision
-from .weights import INDEX, read_header, read_index, read_tensors, tensor_files, wanted, weights_digest
+from ..config import POOLING
+from ..errors import CheckpointError, InputError
+from ..vision.geometry import VisionGeometry
+from ..vision.siglip import Vision
+from .files import INDEX, read_header, read_index, tensor_files
+from .formats import read_config
+from .identity import CheckpointIdentity, weights_digest
+from .keys import PARTS, Stored, locate, wanted
+from .modules import assign, empty_modules, finish
+from .tensors import DTYPES, read_tensors
 
 if TYPE_CHECKING:
-    from .language.qwen2 import Qwen2
+    from ..language.qwen2 import Qwen2
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json")  # a checkpoint without either has no tokenizer
 HUB_PATTERNS = ("*.json", "merges.txt", "*.jinja")  # fetched first; then the weight files that the parts need
-
-
-@dataclass(frozen=True)
-class CheckpointIdentity:
-    """Which checkpoint this is.
-
-    name: as given to `load`; format: "llava-next", "transformers" or "demo"; digest: see `weights_digest`; geometry,
-    pooling, newline: of the vision side, the last two as in Vision; language_layers: decoder layers of the LLM. The
-    same whichever parts were loaded.
-    """
-
-    name: str
-    format: str
-    digest: str
-    geometry: VisionGeometry
-    pooling: str
-    newline: str
-    language_layers: int
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass
@@ -77,7 +59,7 @@ def load(
 ) -> Model:
     """Load a checkpoint's weights, those of `parts` only, cast to `dtype` on `device`; modules are in eval mode.
 
-    checkpoint: "demo" (see earlytom.demo), a directory, or a hub id, fetched through huggingface_hub, which honours
+    checkpoint: "demo" (see demo.py), a directory, or a hub id, fetched through huggingface_hub, which honours
     HF_HUB_OFFLINE; only JSON, tokenizer and safetensors files are ever fetched. parts: of "vision" and "language"; a
     weight file that holds nothing of them is neither fetched nor opened. pooling: in place of the checkpoint's own
     (LLaVA-Video is evaluated with "average" whatever its file says). device: "meta" checks every name and shape and
@@ -90,8 +72,8 @@ def load(
     """
     if isinstance(parts, str) or not parts or set(parts) - set(PARTS):
         raise InputError(f"parts is {parts!r}, it must be a tuple of one or both of {' and '.join(PARTS)}")
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise InputError(f"dtype is {dtype}, it must be a floating-point dtype such as torch.float16")
+    if dtype not in DTYPES:
+        raise InputError(f"dtype is {dtype}, it must be one of {', '.join(map(str, DTYPES))}")
     if pooling not in (None, *POOLING):
         raise InputError(f"pooling is {pooling!r}, it must be one of {', '.join(POOLING)}")
     parts = tuple(part for part in PARTS if part in parts)
@@ -99,7 +81,12 @@ def load(
     if str(checkpoint) == "demo":
         from .demo import write_demo
 
-        with tempfile.TemporaryDirectory(prefix="earlytom-demo-") as made:
+        try:
+            temporary = tempfile.TemporaryDirectory(prefix="earlytom-demo-")
+        except OSError as error:
+            reason = error.strerror or error
+            raise CheckpointError(f"there is no temporary directory to write the demo to (TMPDIR): {reason}") from None
+        with temporary as made:
             directory = write_demo(made)
             return _load(directory, "demo", "demo", dtype, torch.device(device), parts, attn_implementation, pooling)
     directory = checkpoint_directory(checkpoint, parts)
@@ -173,19 +160,19 @@ def _load(
             if wanted(key, config.format, parts, unknown=True):
                 stored[key], homes[key] = tensor, file
 
-    modules, needed, found = _modules(directory, config, stored, parts, attn_implementation)
+    modules, needed, found = empty_modules(directory, config, stored, parts, attn_implementation)
     if device.type == "meta":
         tensors = {slot: torch.empty(shape, dtype=dtype, device=device) for slot, shape in needed.items()}
     else:
         tensors = read_tensors(directory, homes, found, dtype, device)
-    _assign(modules, config, tensors)
+    assign(modules, config, tensors)
 
     language, tokenizer, eos = modules.get("language"), None, config.eos_token_ids
     if language is not None:
         tokenizer = _tokenizer(directory, language.config)
         if not eos and tokenizer is not None and tokenizer.eos_token_id is not None:
             eos = (tokenizer.eos_token_id,)
-        _finish(language, device, eos)
+        finish(language, device, eos)
     identity = CheckpointIdentity(
         name=name,
         format=format or config.format,
@@ -196,117 +183,6 @@ def _load(
         language_layers=config.text["num_hidden_layers"],
     )
     return Model(modules.get("vision"), language, tokenizer, identity, eos)
-
-
-def _modules(
-    where: Path, config: CheckpointConfig, stored: Mapping[str, Stored], parts: Sequence[str], attn_implementation: str
-) -> tuple[dict[str, Any], dict[Slot, tuple[int, ...]], dict[Slot, str]]:
-    """Modules without weights, the shape of every slot they need, and under which name each is stored."""
-    modules: dict[str, Any] = {}
-    with torch.device("meta"):
-        if "vision" in parts:
-            modules["vision"] = Vision(config.geometry, config.pooling, config.newline)
-        if "language" in parts:
-            modules["language"] = _language(where, config, stored, attn_implementation)
-    needed = {
-        (part, key): tuple(tensor.shape)
-        for part, module in modules.items()
-        for key, tensor in module.state_dict().items()
-    }
-    if config.tied:
-        needed.pop(("language", "lm_head.weight"), None)
-    found = match(
-        str(where),
-        stored,
-        needed,
-        format=config.format,
-        unused=Unused(config.geometry.layers, config.stored_layers, config.tied),
-        optional=() if config.has_newline else (("vision", "image_newline"),),
-    )
-    return modules, needed, found
-
-
-def _assign(modules: Mapping[str, Any], config: CheckpointConfig, tensors: Mapping[Slot, torch.Tensor]) -> None:
-    """Make `tensors` the parameters of the modules, without a copy."""
-    for part, module in modules.items():
-        state = {key: tensor for (of, key), tensor in tensors.items() if of == part}
-        if part == "language" and config.tied:
-            state["lm_head.weight"] = state["model.embed_tokens.weight"]
-        if part == "vision" and "image_newline" not in state:
-            state["image_newline"] = state["linear_2.bias"].new_zeros(config.geometry.projector_size)
-        module.load_state_dict(state, strict=True, assign=True)
-        module.requires_grad_(False).eval()
-
-
-@dataclass(frozen=True)
-class SharedParts:
-    """Vision and Qwen2 over the tensors of a live model; `probe` tells whether it was moved or cast since."""
-
-    vision: Vision
-    language: Qwen2
-    probe: tuple[int, torch.dtype]
-
-    def same_weights(self, model: torch.nn.Module) -> bool:
-        return _probe(model) == self.probe
-
-
-def share_weights(model: torch.nn.Module, config: CheckpointConfig) -> SharedParts:
-    """Our modules over the tensors of a live model of either format (see `live_config`), on its one device.
-
-    Raises CheckpointError listing what is missing, unexpected or misshapen.
-    """
-    where = Path(f"<{type(model).__name__}>")
-    state = model.state_dict()
-    stored = {key: Stored("F32", tuple(tensor.shape)) for key, tensor in state.items()}
-    attention = getattr(model.config, "_attn_implementation", None) or "sdpa"
-    modules, _, found = _modules(where, config, stored, PARTS, str(attention))
-    _assign(modules, config, {slot: state[key] for slot, key in found.items()})
-    _finish(modules["language"], modules["vision"].device, ())
-    return SharedParts(modules["vision"], modules["language"], _probe(model))
-
-
-def _probe(model: torch.nn.Module) -> tuple[int, torch.dtype]:
-    weight = next(model.parameters())
-    return weight.data_ptr(), weight.dtype
-
-
-def _language(
-    directory: Path, config: CheckpointConfig, stored: Mapping[str, Stored], attn_implementation: str
-) -> Qwen2:
-    """Qwen2 without weights. Raises CheckpointError on a configuration, InputError on an attention, that it refuses."""
-    from transformers import Qwen2Config
-
-    from .language.qwen2 import Qwen2
-
-    text = dict(config.text)
-    if "vocab_size" not in text:  # some LLaVA-NeXT files do not tell it: then it is the embedding's length
-        for key, tensor in stored.items():
-            if locate(key, config.format) == ("language", "model.embed_tokens.weight") and tensor.shape:
-                text["vocab_size"] = tensor.shape[0]
-    try:
-        qwen2_config = Qwen2Config(**text)
-    except Exception as error:  # transformers' strict configurations raise huggingface_hub's own types
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{directory / 'config.json'} does not describe a Qwen2: {reason}") from None
-    qwen2_config._attn_implementation = attn_implementation
-    try:
-        return Qwen2(qwen2_config)
-    except (ImportError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"attn_implementation {attn_implementation!r} cannot be used: {reason}") from None
-
-
-def _finish(language: Qwen2, device: torch.device, eos: tuple[int, ...]) -> None:
-    """What no checkpoint holds: ties, the rotary table that the meta device left empty, and when generation ends."""
-    language.tie_weights()
-    if device.type != "meta":
-        rotary = language.model.rotary_emb
-        with torch.device("cpu"):
-            language.model.rotary_emb = type(rotary)(language.config).to(device)
-    if eos:
-        language.generation_config.eos_token_id = list(eos)
-        if language.generation_config.pad_token_id is None:
-            language.generation_config.pad_token_id = eos[-1]
 
 
 def _tokenizer(directory: Path, config: Any) -> Any:

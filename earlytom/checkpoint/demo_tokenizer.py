@@ -7,7 +7,6 @@ vocabulary is the same everywhere; any other text falls apart into pieces of wor
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 WORDS = """
@@ -74,8 +73,8 @@ def readable_ids() -> list[int]:
     return sorted(tokens[token] for token in [*("Ġ" + word for word in set(WORDS.split())), *PUNCTUATION])
 
 
-def write_tokenizer(directory: Path) -> None:
-    """Write tokenizer.json and tokenizer_config.json, as a published Qwen2 checkpoint has them."""
+def tokenizer_files() -> dict[str, str]:
+    """File name -> content of tokenizer.json and tokenizer_config.json, as a published Qwen2 checkpoint has them."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     tokens, merges = vocabulary()
@@ -89,7 +88,6 @@ def write_tokenizer(directory: Path) -> None:
     )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    tokenizer.save(str(directory / "tokenizer.json"))
     settings: dict[str, Any] = {
         "tokenizer_class": "Qwen2Tokenizer",
         "add_prefix_space": False,
@@ -102,4 +100,7 @@ def write_tokenizer(directory: Path) -> None:
         "pad_token": PAD,
         "unk_token": None,
     }
-    (directory / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    return {
+        "tokenizer.json": tokenizer.to_str(pretty=True),
+        "tokenizer_config.json": json.dumps(settings, indent=2) + "\n",
+    }

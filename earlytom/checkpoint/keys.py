@@ -1,17 +1,17 @@
 """Names of weights: one table for each checkpoint format, and strict matching of what is stored with what is needed.
 
 A weight is known here by its slot: the part of the model it belongs to, and its parameter name in that part's module,
-`earlytom.siglip.Vision` or `earlytom.qwen2.Qwen2`.
+`earlytom.vision.siglip.Vision` or `earlytom.language.qwen2.Qwen2`.
 """
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from .errors import CheckpointError
+from ..errors import CheckpointError
 
 PARTS = ("vision", "language")
 READABLE = ("BF16", "F16", "F32", "F64")  # safetensors' names of the dtypes that can be cast to what is asked for
@@ -103,6 +103,12 @@ def key_of(slot: Slot, format: str) -> str:
         if key is not None and locate(key, format) == slot:
             return key
     raise KeyError(slot)
+
+
+def wanted(key: str, format: str, parts: Sequence[str], *, unknown: bool = False) -> bool:
+    """Whether a tensor belongs to one of `parts`; `unknown` is the answer for a name that no table knows."""
+    slot = locate(key, format)
+    return unknown if slot is None else slot[0] in parts
 
 
 @dataclass(frozen=True)

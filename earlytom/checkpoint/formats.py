@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from .errors import CheckpointError, ConfigError, InputError
-from .vision.geometry import VisionGeometry
+from ..errors import CheckpointError, ConfigError, InputError
+from ..vision.geometry import VisionGeometry
+from .files import read_json
 
 # SigLIP so400m-patch14-384, by the names of its configuration. LLaVA-NeXT checkpoints name it and do not repeat this.
 SO400M: dict[str, Any] = {
@@ -37,6 +37,9 @@ QWEN2_FIELDS = (
     "bos_token_id", "eos_token_id", "pad_token_id",
 )  # fmt: skip
 QWEN2_NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+QWEN2_SIZES = ("vocab_size", "num_key_value_heads")  # may be silent
+# Far above every model there is, low enough that making modules without weights neither overflows nor takes minutes.
+MOST = {"num_hidden_layers": 1024, "image_size": 2**14, "patch_size": 2**14, "vocab_size": 2**31}
 SUPPORTED = "LlavaQwenForCausalLM (LLaVA-NeXT) and LlavaOnevisionForConditionalGeneration (transformers)"
 
 
@@ -105,19 +108,6 @@ def live_config(model: Any) -> CheckpointConfig:
     )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises CheckpointError when there is none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        raise CheckpointError(f"{path} is not JSON: {error}") from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds a JSON {type(value).__name__}, it must hold an object")
-    return value
-
-
 def _llava_next(
     directory: Path, config: Mapping[str, Any], vision: dict[str, Any] | None = None
 ) -> CheckpointConfig:
@@ -163,7 +153,7 @@ def _tower_config(directory: Path, name: Any) -> dict[str, Any]:
     if local.is_file():
         config = read_json(local)
         if config.get("model_type") == "siglip":  # text and vision together
-            config = config.get("vision_config") or {}
+            config = _nested(local, {"vision_config": {}} | config, "vision_config", "siglip_vision_model")
         if config.get("model_type", "siglip_vision_model") != "siglip_vision_model":
             raise CheckpointError(f"{local} describes a {config['model_type']}; only SigLIP towers can be loaded")
         return SO400M | config
@@ -232,18 +222,23 @@ def _geometry(where: Path, vision: Mapping[str, Any], *, layers: int, projector_
         heads=_integer(where, vision, "num_attention_heads"),
         intermediate_size=_integer(where, vision, "intermediate_size"),
         layers=layers,
-        layer_norm_eps=float(vision["layer_norm_eps"]),
+        layer_norm_eps=_number(where, vision, "layer_norm_eps"),
         projector_size=projector_size,
     )
 
 
 def _text(where: Path, config: Mapping[str, Any], *, tied: bool) -> dict[str, Any]:
     """Keyword arguments for Qwen2Config, the rotary embedding in transformers 5's form whichever way it is written."""
-    for name in QWEN2_NEEDED:
+    for name in (*QWEN2_NEEDED, *(name for name in QWEN2_SIZES if config.get(name) is not None)):
         _integer(where, config, name)
-    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise CheckpointError(f"{where}: the rotary embedding is given as {rope!r}, it must be an object")
+    rope = dict(rope)
     rope.setdefault("rope_type", rope.pop("type", "default"))
     rope.setdefault("rope_theta", config.get("rope_theta") or 10000.0)  # Qwen2's default; published files say 1e6
+    _number(where, rope, "rope_theta")
+    _number(where, {"rms_norm_eps": 1e-6} | dict(config), "rms_norm_eps")
     text = {name: config[name] for name in QWEN2_FIELDS if config.get(name) is not None}
     return text | {"rope_parameters": rope, "tie_word_embeddings": bool(tied)}
 
@@ -271,7 +266,14 @@ def _require(where: Path, config: Mapping[str, Any], name: str, allowed: tuple[A
 
 
 def _integer(where: Path, config: Mapping[str, Any], name: str) -> int:
-    value = config.get(name)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise CheckpointError(f"{where}: {name} is {value!r}, it must be a whole number of at least 1")
+    value, most = config.get(name), MOST.get(name, 2**20)
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise CheckpointError(f"{where}: {name} is {value!r}, it must be a whole number from 1 to {most}")
     return value
+
+
+def _number(where: Path, config: Mapping[str, Any], name: str) -> float:
+    value = config.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
+        raise CheckpointError(f"{where}: {name} is {value!r}, it must be a number above 0")
+    return float(value)

@@ -7,19 +7,20 @@ setting (merge layers 8,21,23, inner merging before layer 18) is valid. Answers 
 from __future__ import annotations
 
 import json
-import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from ..errors import CheckpointError
+from ..vision.geometry import VisionGeometry
 from . import demo_tokenizer
-from .checkpoint_config import SO400M
-from .errors import CheckpointError
-from .keys import TABLES, key_of
-from .vision.geometry import VisionGeometry
+from .formats import SO400M
+from .keys import TABLES, Slot, key_of
+from .random_weights import random_weight
 
 TOWER = "siglip-demo-patch14-384"
 VISION: dict[str, Any] = SO400M | {
@@ -31,34 +32,35 @@ TEXT: dict[str, Any] = {
     "rope_theta": 1000000.0, "tie_word_embeddings": False, "use_sliding_window": False, "sliding_window": None,
     "attention_dropout": 0.0, "initializer_range": 0.02, "bos_token_id": None,
 }  # fmt: skip
-# Ends of names -> standard deviation of a weight, in units of fan-in ** -0.5 (elsewhere 1): attention that is far from
-# uniform, residual branches that neither drown the stream nor vanish in it.
-GAINS = {
-    "q_proj.weight": 1.5, "k_proj.weight": 1.5, "out_proj.weight": 0.3, "o_proj.weight": 0.5, "fc2.weight": 0.5,
-}  # fmt: skip
 
 
 def write_demo(directory: str | Path, *, format: str = "llava-next", seed: int = 0) -> Path:
     """Write the demo as a checkpoint directory of either format ("llava-next", "transformers"), float32; returns it.
 
     Both formats hold the same weights. A tensor's values depend on the seed, its name and its shape only: they are
-    torch.randn of a CPU generator seeded with the CRC-32 of "<seed>:<part>:<name>", scaled as in `_value`.
-    Raises CheckpointError on an unknown format or a directory that cannot be written.
+    torch.randn of a CPU generator seeded with the CRC-32 of "<seed>:<part>:<name>", scaled as in `random_weight`.
+    Raises CheckpointError on an unknown format or a directory that cannot be written; nothing is left there then.
     """
     if format not in TABLES:
         raise CheckpointError(f"there is no checkpoint format {format!r}, the formats are {' and '.join(TABLES)}")
     directory = Path(directory)
+    texts = {name: json.dumps(content, indent=2, sort_keys=True) + "\n" for name, content in _configs(format).items()}
+    files = {name: text.encode() for name, text in (texts | demo_tokenizer.tokenizer_files()).items()}
     tensors = {key_of(slot, format): tensor for slot, tensor in demo_weights(seed).items()}
+    files["model.safetensors"] = save(tensors, metadata={"format": "pt"})
+    made: list[Path] = []
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        for name, content in _configs(format).items():
-            path = directory / name
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        demo_tokenizer.write_tokenizer(directory)
-        save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+        for path, content in ((directory / name, content) for name, content in files.items()):
+            made += [*(parent for parent in reversed(path.parents) if not parent.exists()), path]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
     except OSError as error:
-        raise CheckpointError(f"the demo cannot be written to {directory}: {error.strerror or error}") from None
+        for path in reversed(made):
+            with suppress(OSError):
+                path.rmdir() if path.is_dir() else path.unlink()
+        size = sum(map(len, files.values())) / 1e6
+        reason = error.strerror or error
+        raise CheckpointError(f"the demo, {size:.0f} MB, cannot be written to {directory}: {reason}") from None
     return directory
 
 
@@ -113,11 +115,11 @@ def _configs(format: str) -> dict[str, dict[str, Any]]:
     return files
 
 
-def demo_weights(seed: int = 0) -> dict[tuple[str, str], Tensor]:
-    """Slot (see earlytom.keys) -> float32 tensor: all of Vision and Qwen2, and SigLIP's unused post-layernorm."""
+def demo_weights(seed: int = 0) -> dict[Slot, Tensor]:
+    """Slot (see keys.py) -> float32 tensor: all of Vision and Qwen2, and SigLIP's unused post-layernorm."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    from .vision.siglip import Vision
+    from ..vision.siglip import Vision
 
     with torch.device("meta"):
         language = Qwen2ForCausalLM(Qwen2Config(vocab_size=demo_tokenizer.size(), **TEXT))
@@ -125,25 +127,4 @@ def demo_weights(seed: int = 0) -> dict[tuple[str, str], Tensor]:
         shapes |= {("language", k): v.shape for k, v in language.state_dict().items()}
     width = VISION["hidden_size"]
     shapes |= {("vision", f"siglip.post_layernorm.{k}"): torch.Size([width]) for k in ("weight", "bias")}
-    return {slot: _value(slot, shape, seed) for slot, shape in shapes.items()}
-
-
-def _value(slot: tuple[str, str], shape: torch.Size, seed: int) -> Tensor:
-    """The random tensor of a slot, scaled so that nothing collapses."""
-    part, name = slot
-    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}:{part}:{name}".encode()))
-    random = torch.randn(shape, generator=generator)
-    kind = name.rsplit(".", 1)[-1]
-    if "norm" in name:
-        return 1 + 0.1 * random if kind == "weight" else 0.02 * random
-    if kind == "bias":
-        return 0.02 * random
-    if name == "position_embedding":  # below the patches' own content, so that unlike frames stay unlike
-        return 0.5 * random
-    if name in ("model.embed_tokens.weight", "image_newline"):
-        return random
-    scale = torch.tensor(next((gain for end, gain in GAINS.items() if name.endswith(end)), 1.0))
-    if name == "lm_head.weight":  # words are said, bytes and pieces of words hardly ever
-        scale = torch.full((shape[0], 1), 0.3)
-        scale[demo_tokenizer.readable_ids()] = 3.0
-    return scale * random * random[0].numel() ** -0.5
+    return {slot: random_weight(slot, shape, seed) for slot, shape in shapes.items()}
