@@ -23,19 +23,24 @@ from engines.infer import main as infer
 from engines.opening import open_runner
 from engines.tensorrt.build import engine_file_name
 from export import EngineOptions, ExportOptions, add_engine
+from export import job as job_module
+from export import run as run_module
 from export.cli import build_main, export_parser, filled, main, verify_main
-from export.job import plan_job
 from tests import clips
 from tests.cases import TINY
 
 SMALL = ["--checkpoint", str(TINY), "--frames", "8", "--engine", "onnxruntime", "--inner-layer", "3", "--quiet"]
+LOADS = []  # of the weights, while the bundle below was made
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     """A verified bundle of the golden tiny checkpoint, 8 frames; do not change it."""
     output = tmp_path_factory.mktemp("cli") / "bundle"
-    assert main([*SMALL, "--retain", "0.25", "--output", str(output)]) == 0
+    load = run_module.load
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module, "load", lambda *a, **k: LOADS.append(a) or load(*a, **k))
+        assert main([*SMALL, "--retain", "0.25", "--output", str(output)]) == 0
     return output
 
 
@@ -228,25 +233,22 @@ def test_a_name_as_long_as_can_be_is_an_output(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_video_is_decoded_once_and_float32_weights_are_loaded_once(tmp_path, monkeypatch):
-    """Its frames decide what is written, not its file."""
-    import export.job
-    import export.run
+def test_float32_weights_are_loaded_once(bundle):
+    assert len(LOADS) == 1, "for the graph and to verify it"
 
-    decoded, loaded = [], []
-    clip, load = export.job.verification_clips, export.run.load
-    monkeypatch.setattr(export.job, "verification_clips", lambda *a, **k: decoded.append(a) or clip(*a, **k))
-    monkeypatch.setattr(export.run, "load", lambda *a, **k: loaded.append(a) or load(*a, **k))
-    video, copy = clips.real("bikes"), tmp_path / "copy.mkv"
-    argv = [*SMALL, "--retain", "0.25", "--output", str(tmp_path / "b")]
-    assert main([*argv, "--video", str(video)]) == 0
-    assert len(decoded) == len(loaded) == 1
-    shutil.copy(video, copy)
-    with open(copy, "ab") as file:
-        file.write(b"trailing bytes")
-    jobs = [plan_job(filled(ExportOptions, export_parser().parse_args([*argv[:-4], "--retain", "0.25", *given])))
-            for given in ([], ["--video", str(video)], ["--video", str(copy)])]  # fmt: skip
-    assert jobs[1].key == jobs[2].key == read_bundle(tmp_path / "b").manifest.request_key != jobs[0].key
+
+def test_a_video_is_decoded_once_and_its_frames_decide(tmp_path, monkeypatch):
+    decoded, clip = [], job_module.verification_clips
+    monkeypatch.setattr(job_module, "verification_clips", lambda *a, **k: decoded.append(a) or clip(*a, **k))
+    video, copy = clips.real("bikes"), tmp_path / "copy.mp4"
+    copy.write_bytes(video.read_bytes() + b"trailing bytes")
+
+    def job(*given):
+        return job_module.plan_job(filled(ExportOptions, export_parser().parse_args([*SMALL, *given])))
+
+    jobs = [job(), job("--video", str(video)), job("--video", str(copy))]
+    assert jobs[1].key == jobs[2].key != jobs[0].key and jobs[1].clips is jobs[1].video
+    assert len(decoded) == 2
 
 
 def fake_build(monkeypatch, content):
