@@ -422,14 +422,14 @@ def test_an_interrupt_while_the_new_takes_the_place_of_the_old(
 
 def test_an_interrupt_after_the_move_keeps_the_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "b", b"old")
-    sync = module._sync
+    sync = module.sync
 
     def interrupted(path: Path) -> None:
         if path == tmp_path:
             raise KeyboardInterrupt
         sync(path)
 
-    monkeypatch.setattr(module, "_sync", interrupted)
+    monkeypatch.setattr(module, "sync", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "b", b"new", force=True)
     assert os.listdir(tmp_path) == ["b"]

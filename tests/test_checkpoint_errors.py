@@ -160,6 +160,10 @@ def test_sharded_damage(demo: Path) -> None:
 def test_directories_that_are_no_checkpoint(tmp_path: Path, demo: Path) -> None:
     with pytest.raises(CheckpointError, match="there is no checkpoint at "):
         load(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="cannot be read: File name too long"):
+        load("x" * 5000)
+    with pytest.raises(CheckpointError, match=r"^~no-such-user/x cannot be read: "):
+        load("~no-such-user/x")
     with pytest.raises(CheckpointError, match="is a file"):
         load(demo / "config.json")
     with pytest.raises(CheckpointError, match=r"has no config\.json"):

@@ -23,10 +23,9 @@ from engines.measure.timing import Timing, compare_times, matrix_rate
 from engines.pytorch import TorchRunner
 from scripts import bench as bench_script
 from scripts.gpu_check import __main__ as script
-from scripts.gpu_check import run as gpu_check
 from scripts.gpu_check import steps as gpu_steps
 from scripts.gpu_check.engines import Engines
-from scripts.gpu_check.journal import Clock, Journal, OutOfTime, Skip, Step
+from scripts.gpu_check.journal import SCHEMA, Clock, Journal, OutOfTime, Skip, Step
 from scripts.gpu_check.report import render, summarise
 from scripts.gpu_check.run import CheckOptions, run_check
 from scripts.gpu_check.workshop import Variant, Workshop, random_vision
@@ -256,7 +255,7 @@ def test_it_needs_little_more_than_torch(tmp_path: Path) -> None:
         "    if name == 'earlytom-export': raise m.PackageNotFoundError(name)\n"
         "    return real(name)\n"
         "m.version = version\n"
-        "from scripts.gpu_check import main\n"
+        "from scripts.gpu_check.__main__ import main\n"
         "sys.exit(main(['--quick', '--dtype', 'fp16', '--output', sys.argv[1]]))"
     )
     output = tmp_path / "gpu.json"
@@ -337,4 +336,4 @@ def test_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no engine of" in capsys.readouterr().err
     with pytest.raises(EngineError, match="at least 1"):
         bench.bench_bundle(bundle, runs=0)
-    assert gpu_check.SCHEMA == 1
+    assert SCHEMA == 1

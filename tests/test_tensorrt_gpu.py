@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from engines.products import product_of
 from engines.pytorch import TorchRunner
 from engines.runner import OpenOptions
 from engines.tensorrt.build import BuildOptions, build_engine
+from engines.tensorrt.inspect import inspect_file
 from engines.tensorrt.runner import open_bundle
 from export.onnx.exporter import export_tower
 from tests.cases import SMALL, small_clip, small_config, small_vision
@@ -104,6 +106,24 @@ def test_memory_does_not_grow(bundle: Bundle, runner: TorchRunner) -> None:
         runner.run(clip)
     torch.cuda.synchronize()
     assert torch.cuda.mem_get_info()[0] >= before
+
+
+def test_looking_at_engines_with_and_without_weights(bundle: Bundle, runner: TorchRunner, tmp_path: Path) -> None:
+    """As the export does: one built with weights has no refitter, one without them needs it."""
+    (record,), manifest = bundle.manifest.engines, bundle.manifest
+    if record.product != "tensorrt":
+        pytest.skip("engines of TensorRT for RTX are read from their file, and hold their weights")
+    assert inspect_file(bundle.file(record.file), record.product, manifest).kernels > 0
+    stripped = build_engine(bundle.file(MODEL), manifest, tmp_path, BuildOptions(record.product, strip_weights=True))
+    assert inspect_file(tmp_path / stripped.file, record.product, manifest, bundle.file(MODEL)).kernels > 0
+    with BundleWriter(tmp_path / "b") as writer:
+        for name in (MODEL, f"{MODEL}.data"):
+            (writer.path / name).write_bytes(bundle.file(name).read_bytes())
+        (writer.path / stripped.file).write_bytes((tmp_path / stripped.file).read_bytes())
+        other = writer.commit(replace(manifest, engines=(stripped,), files={}))
+    clip = small_clip(manifest.config.frames)
+    with open_bundle(record.product, other, OpenOptions()) as refitted:
+        torch.testing.assert_close(refitted.run(clip).tokens, runner.run(clip).tokens, rtol=1e-2, atol=1e-2)
 
 
 def test_a_changed_engine_is_refused(bundle: Bundle, tmp_path: Path) -> None:

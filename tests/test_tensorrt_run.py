@@ -534,7 +534,7 @@ def test_a_cache_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
     def full_disk(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("engines.tensorrt.cache.os.fsync", full_disk)
+    monkeypatch.setattr("earlytom.files.os.fsync", full_disk)
     assert not file.write(b"new")
     assert file.read() == b"old" and [p.name for p in tmp_path.iterdir()] == ["c"]
     assert not CacheFile(tmp_path / "none" / "c", "aa" * 32).write(b"x")

@@ -45,7 +45,7 @@ def tensor_files(directory: Path) -> dict[str, str]:
         return read_index(directory)
     names = sorted(path.name for path in directory.glob("*.safetensors"))
     if not names:
-        pickles = sorted(path.name for path in directory.iterdir() if path.suffix in (".bin", ".pth", ".pt"))
+        pickles = sorted(path.name for path in directory.glob("*") if path.suffix in (".bin", ".pth", ".pt"))
         if pickles:
             raise CheckpointError(
                 f"{directory} holds only pickled weights ({pickles[0]}), which are never read: convert them to "

@@ -108,10 +108,14 @@ def checkpoint_directory(checkpoint: str | Path, parts: Sequence[str] = PARTS) -
 
     Raises CheckpointError.
     """
-    path = Path(checkpoint).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists():
+    try:
+        path = Path(checkpoint).expanduser()
+        if path.is_dir():
+            return path
+        exists = path.exists()
+    except (OSError, RuntimeError) as error:  # a name too long, a directory that is not ours to read; no such user's ~
+        raise CheckpointError(f"{checkpoint} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if exists:
         raise CheckpointError(f"{path} is a file; give the directory that holds a checkpoint's config.json and weights")
     hub_id = str(checkpoint)
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", hub_id):

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-import os
+import secrets
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError, VideoError
+from ..files import replacing
 from .resize import import_pillow
 
 if TYPE_CHECKING:
@@ -57,7 +57,9 @@ def check_picture_path(path: str | Path) -> Path:
             raise VideoError(f"the picture {file} cannot be written: a name that ends in .png is needed")
         if not file.parent.is_dir():
             raise VideoError(f"the picture {file} cannot be written: there is no directory {file.parent}")
-        _create(file).unlink()
+        probe = file.with_name(f".{secrets.token_hex(4)}.tmp")
+        probe.touch()
+        probe.unlink()
         with suppress(FileNotFoundError):
             file.open("r+b").close()  # a name too long, or a file that may not be written
     except (OSError, ValueError) as error:  # ValueError: a null byte
@@ -141,23 +143,11 @@ def _darken(picture: Any, kept: list[int], grid: int) -> Any:
 
 
 def _save(sheet: Any, file: Path) -> None:
-    temporary = None
     try:
-        temporary = _create(file)
-        sheet.save(temporary, format="PNG")
-        os.replace(temporary, file)
+        with replacing(file) as temporary:
+            sheet.save(temporary, format="PNG")
     except OSError as error:
         raise _unwritable(file, error) from None
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-
-
-def _create(file: Path) -> Path:
-    """An empty file of this thread beside `file`, to be renamed or removed."""
-    temporary = file.with_name(f".earlytom-{os.getpid()}-{get_ident()}.png")
-    temporary.touch()
-    return temporary
 
 
 def _unwritable(file: Path, error: Exception) -> VideoError:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from earlytom.errors import BundleError
+from earlytom.files import replacing, sync
 from earlytom.parity.results import HopReport
 
 from ..paths import make_directories, named_path, remove_directories
@@ -75,15 +76,15 @@ class BundleWriter:
             if entry.is_symlink() or not entry.is_file():
                 raise BundleError(f"{entry} is not a plain file: a bundle holds nothing else")
             files[entry.name] = digest_file(entry)
-            _sync(entry)
+            sync(entry)
         manifest = replace(manifest, files=files)
         _write_manifest(self.path, manifest)
-        _sync(self.path)
+        sync(self.path)
         _check_replaceable(self.output, self.force)  # again: an export takes minutes
         if self.output.exists():
             os.rename(self.output, self._displaced)
         os.rename(self.path, self.output)  # when this fails, _clean puts the old one back
-        _sync(self.output.parent)
+        sync(self.output.parent)
         return Bundle(self.output, manifest)
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
@@ -134,7 +135,7 @@ def update_bundle(
                     temporary[name].write_bytes(source)
                 else:
                     shutil.copyfile(source, temporary[name])
-                _sync(temporary[name])
+                sync(temporary[name])
                 records[name] = digest_file(temporary[name])
             final = replace(
                 manifest,
@@ -195,29 +196,9 @@ def _check_replaceable(output: Path, force: bool) -> None:
 
 
 def _write_manifest(directory: Path, manifest: Manifest) -> None:
-    temporary = directory / f".{secrets.token_hex(4)}.tmp"
-    try:
+    with replacing(directory / MANIFEST) as temporary:
         temporary.write_text(manifest.to_json(), encoding="ascii", newline="\n")
-        _sync(temporary)
-        os.replace(temporary, directory / MANIFEST)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync(directory)
-
-
-def _sync(path: Path) -> None:
-    """Have the disk hold `path` before anything that refers to it; directories only where the system allows."""
-    try:
-        handle = os.open(path, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):  # where late writing reports a full disk
-            raise
-    finally:
-        os.close(handle)
+    sync(directory)
 
 
 @contextmanager

@@ -9,9 +9,9 @@ saves time and nothing else: whatever goes wrong with it is passed over.
 from __future__ import annotations
 
 import hashlib
-import os
-import secrets
 from pathlib import Path
+
+from earlytom.files import replacing
 
 from ..cards import Card
 
@@ -44,18 +44,9 @@ class CacheFile:
 
     def write(self, payload: bytes) -> bool:
         """Keep `payload`: the file is the old one or the new one, never half. False when it cannot be written."""
-        temporary = self.path.with_name(f".{secrets.token_hex(4)}.tmp")
         try:
-            with open(temporary, "wb") as file:
-                file.write(MAGIC + self._engine + hashlib.sha256(payload).digest() + payload)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.path)
+            with replacing(self.path) as temporary:
+                temporary.write_bytes(MAGIC + self._engine + hashlib.sha256(payload).digest() + payload)
         except OSError:
             return False
-        finally:
-            try:
-                temporary.unlink(missing_ok=True)
-            except OSError:
-                pass
         return True

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from earlytom.errors import EngineError
+from earlytom.files import replacing
 
 from ..cards import Card, current_card
 from ..products import Product, check_target, import_product, module_version, product_of
@@ -212,11 +213,7 @@ def _open_cache(config: Any, product: Product, options: Mapping[str, Any], versi
 
 def _write_cache(config: Any, path: Path) -> None:
     """Best effort: the engine is there already, and a cache only saves time."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(memoryview(config.get_timing_cache().serialize()))
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        with replacing(path) as temporary:
+            temporary.write_bytes(memoryview(config.get_timing_cache().serialize()))

@@ -8,8 +8,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from earlytom.errors import EngineError
 from engines.bundle.manifest import EngineRecord
 
@@ -85,10 +83,6 @@ class Engines:
         except Exception as error:  # what is asked of a library in passing must not lose the measurement
             return {"warnings": [f"the engine could not be inspected: {error}"]}
         return asdict(found.inspection())
-
-    def clip_for(self, runner: Any) -> Tensor:
-        """The clip where the engine reads it: ONNX Runtime without CUDA takes none from the card."""
-        return self.shop.clip.to(getattr(runner, "device", self.shop.device))
 
     def facts(self, variant: Variant, record: EngineRecord) -> dict[str, Any]:
         size = self.shop.bundle(variant).manifest.files[record.file].bytes

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from earlytom.errors import EngineError
+from earlytom.files import replacing
 
 SCHEMA = 1
 RESERVE = 10.0  # seconds kept for closing, printing and the last write
@@ -67,15 +66,12 @@ class Journal:
         self.write()
 
     def write(self) -> None:
-        temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.tmp")
+        text = json.dumps(self.content, indent=1, allow_nan=False, default=str)
         try:
-            text = json.dumps(self.content, indent=1, allow_nan=False, default=str)
-            temporary.write_text(text + "\n", encoding="utf-8")
-            os.replace(temporary, self.path)
+            with replacing(self.path) as temporary:
+                temporary.write_text(text + "\n", encoding="utf-8")
         except OSError as error:
             raise EngineError(f"the results cannot be written to {self.path}: {error.strerror}") from None
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 class Clock:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .journal import Journal
 
+# What was set out to be shown, before any card had been seen. Eager PyTorch forms the attention matrix; the rate is of
+# large matrix products in the same dtype, measured on the same card.
 SPEEDUP_OVER_EAGER, SPEEDUP_OVER_UNPRUNED, SHARE_OF_RATE, REBUILD = 5.0, 1.3, 0.45, 3.0
 EAGER = "torch full, matrix formed"
 SHOWN = ("torch", "tensorrt", "tensorrt_cu13_bindings", "tensorrt-rtx", "onnxruntime", "onnxruntime-gpu")
@@ -16,7 +18,8 @@ SHOWN = ("torch", "tensorrt", "tensorrt_cu13_bindings", "tensorrt-rtx", "onnxrun
 def summarise(journal: Journal) -> dict[str, Any]:
     """{"rows": one for each engine measured, "verdicts": [{what, value, limit, passed}], "left_out": step -> why}.
 
-    passed is None where nothing was measured. The limits are those of issue 5; in quick mode times mean nothing.
+    passed is None where nothing was measured; in quick mode times mean nothing. Limits: the constants above for times,
+    bit-equality for CUDA graphs and threads, no growth of memory, equal first tokens, the tolerances of docs/parity.md.
     """
     rows = [row for entry in journal.steps if entry["status"] == "done" for row in _rows(entry)]
     left_out = {entry["name"]: entry["reason"] for entry in journal.steps if entry["status"] != "done"}

@@ -213,7 +213,7 @@ class _Check:
         if self.shop.device.type != "cuda" and not self.shop.quick:
             raise Skip("the full tower takes minutes on a CPU")
         runner = self.shop.runner(variant, "onnxruntime")
-        outputs = runner.run(self.engines.clip_for(runner))
+        outputs = runner.run(self.shop.clip.to(runner.device))
         result: dict[str, Any] = {"why": runner.why, "parity": self.answers.engine("onnxruntime", variant, outputs)}
         if self.shop.quick or "CUDA" in runner.why:
             result |= self._timed(self.times(variant, ("onnxruntime", PRUNED)), variant, "onnxruntime")
@@ -245,7 +245,7 @@ class _Check:
                 calls[name] = tower(name == PRUNED, "primitives" if name == EAGER else "fused")
             else:
                 runner = shop.runner(variant, name)
-                calls[name] = partial(runner.run, self.engines.clip_for(runner))
+                calls[name] = partial(runner.run, self.shop.clip.to(runner.device))
         return self._compare(calls)
 
     def _compare(self, calls: dict[str, Callable[[], object]]) -> Comparison:

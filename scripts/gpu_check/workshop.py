@@ -29,6 +29,7 @@ from earlytom.vision.siglip import Vision
 from engines.bundle.manifest import MODEL, EngineRecord, Manifest
 from engines.bundle.reader import Bundle
 from engines.bundle.writer import BundleWriter, update_bundle
+from engines.opening import open_runner
 from export.onnx.exporter import ATTENTION_OPSET, DEFAULT_OPSET, export_tower
 
 if TYPE_CHECKING:
@@ -163,15 +164,7 @@ class Workshop:
             self.tick(f"open {engine}, {variant}")
             bundle = self.bundle(variant)
             start = time.perf_counter()
-            if engine == "onnxruntime":
-                from engines.opening import open_runner
-
-                self.runners[key] = open_runner(bundle, engine)
-            else:
-                from engines.runner import OpenOptions
-                from engines.tensorrt.runner import open_bundle
-
-                self.runners[key] = open_bundle(engine, bundle, OpenOptions(cuda_graph=cuda_graph))
+            self.runners[key] = open_runner(bundle, engine, cuda_graph=cuda_graph)
             self.learned[f"open {engine}"] = time.perf_counter() - start
         return self.runners[key]
 
