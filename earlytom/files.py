@@ -12,7 +12,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to, which takes its place at the end; when the block raises it is removed.
+    """A temporary path beside `path` to write to: it takes its place at the end, or is removed when the block raises.
 
     Raises OSError as the block, the disk and the directory do.
     """
