@@ -8,13 +8,17 @@ from pathlib import Path
 import pytest
 
 from engines.infer import parser as infer_parser
-from export.cli import export_parser, verify_parser
+from export import settings
+from export.cli import build_parser, export_parser, verify_parser
 from export.cli import main as export
 from tests import clips
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-PARSERS = {"earlytom-export": export_parser, "earlytom-verify": verify_parser, "earlytom-infer": infer_parser}
+PARSERS = {
+    "earlytom-export": export_parser, "earlytom-build": build_parser, "earlytom-verify": verify_parser,
+    "earlytom-infer": infer_parser,
+}  # fmt: skip
 
 
 def blocks(language):
@@ -53,6 +57,15 @@ def test_the_pipeline_snippet_runs(capsys, tmp_path, monkeypatch):
     assert export([*small, "--output", "bundles/ov7b"]) == 0
     exec(compile(snippet, "README.md", "exec"), {})  # the code is ours
     assert capsys.readouterr().out.strip(), "the demo says something"
+
+
+def test_the_export_snippet_is_taken(monkeypatch):
+    snippet = next(block for block in blocks("python") if "ExportOptions" in block)
+    asked = []
+    monkeypatch.setattr("export.run.export", asked.append)
+    exec(compile(snippet, "README.md", "exec"), {})
+    (options,) = asked
+    assert options == settings.ExportOptions(retain=0.2, dtype="fp16", output="bundles/demo-fp16")
 
 
 def test_options_of_the_table_exist_with_their_defaults():

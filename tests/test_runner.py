@@ -150,8 +150,9 @@ def test_read_only_frames_are_taken_without_a_warning(vision: Vision, recwarn: p
 def test_auto_takes_the_best_and_says_why(bundle: Bundle, vision: Vision) -> None:
     with open_runner(bundle.path, threads=1) as runner, open_runner(bundle, "torch", vision=vision) as torch_runner:
         assert runner.name == "onnxruntime"
-        assert runner.why.startswith("onnxruntime, CPU: the best that this machine can run; not tensorrt: the bundle")
-        assert "holds no tensorrt-rtx engine; earlytom-export --engine tensorrt-rtx makes one" in runner.why
+        assert runner.why == "onnxruntime, CPU: the best that this machine can run"
+        assert [line.split(":")[0] for line in runner.passed] == ["tensorrt", "tensorrt-rtx"]
+        assert runner.passed[1].endswith(f"earlytom-build {bundle.path} --engine tensorrt-rtx adds one")
         assert torch_runner.why == "torch, float32 on cpu: asked for"
         for left, right in zip(runner.run(FRAMES), torch_runner.run(FRAMES)):
             assert (left.shape, left.dtype) == (right.shape, right.dtype)
@@ -161,8 +162,9 @@ def test_auto_takes_the_best_and_says_why(bundle: Bundle, vision: Vision) -> Non
 def test_a_card_that_runs_the_engine_comes_first(bundle: Bundle, tensorrt: types.ModuleType, tmp_path: Path) -> None:
     ours = copy_of(bundle, tmp_path)
     engine = update_bundle(ours, add={"vision.sm80.engine": b"x"}, engines=[make_engine("vision.sm80.engine")])
-    why = open_runner(engine).why
-    assert why.startswith("tensorrt-rtx on a fake A100: the best that this machine can run; not tensorrt: the bundle")
+    runner = open_runner(engine)
+    assert runner.why == "tensorrt-rtx on a fake A100: the best that this machine can run"
+    assert len(runner.passed) == 1 and runner.passed[0].startswith(f"tensorrt: the bundle {engine.path} holds no")
     assert "holds no tensorrt engine" in refusal(lambda: open_runner(engine, "tensorrt"))
 
 
@@ -174,7 +176,7 @@ def test_an_engine_for_another_card_is_passed_over_with_the_reason(
         engines=[make_engine("vision.sm89.engine", product="tensorrt", targets=("sm89",))],
     )
     runner = open_runner(other)
-    assert runner.name == "onnxruntime" and "not tensorrt: this card is SM80, the bundle's engines" in runner.why
+    assert runner.name == "onnxruntime" and "tensorrt: this card is SM80, the bundle's engines are for SM89" in runner.passed
     assert refusal(lambda: open_runner(other, "tensorrt")) == "this card is SM80, the bundle's engines are for SM89"
 
 
