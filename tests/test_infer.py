@@ -1,4 +1,4 @@
-"""`earlytom-infer` on a bundle of the demo: answers, times, pictures."""
+"""`earlytom-infer` on a bundle of a small demo: answers, times, pictures."""
 
 import io
 import json
@@ -11,18 +11,15 @@ from earlytom import StaticTower, generate, load, read_frames
 from earlytom.language.prompt import build_prompt
 from engines.bundle.reader import read_bundle
 from engines.infer import main
-from export.cli import main as export
 from tests import clips
+from tests.shared import demo_bundle, small_demo
 
 VIDEO = str(clips.real("bikes"))
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    output = tmp_path_factory.mktemp("infer") / "bundle"
-    argv = ["--frames", "8", "--engine", "onnxruntime", "--no-verify", "--quiet", "--output", str(output)]
-    assert export(argv) == 0
-    return str(output)
+def bundle():
+    return str(demo_bundle())
 
 
 def ask(bundle, *more):
@@ -43,8 +40,8 @@ def test_the_answer_is_that_of_the_pytorch_model(bundle, capsys):
     assert ask(bundle, "--prompt", "What is this?", "--json") == 0
     result = json.loads(capsys.readouterr().out)
     manifest = read_bundle(bundle).manifest
-    model = load("demo")
-    frames = torch.from_numpy(read_frames(VIDEO, frames=8).frames)[None]
+    model = load(small_demo())
+    frames = torch.from_numpy(read_frames(VIDEO, frames=8, size=196).frames)[None]
     tokens = StaticTower(model.vision, manifest.config)(frames).tokens[0]
     prompt = build_prompt(model.tokenizer, "What is this?")
     expected = generate(model, prompt, tokens, inner=manifest.config.inner, max_new_tokens=8)
