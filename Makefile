@@ -9,6 +9,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+WORKERS ?= 2
 STAMP := $(VENV)/.installed
 PACKAGES := earlytom engines export scripts
 
@@ -21,7 +22,7 @@ demo: $(STAMP)
 	$(BIN)/earlytom-infer --bundle build/demo --video "$$clip" --prompt "What happens in this video?"
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m "slow and not gpu"

@@ -1,8 +1,9 @@
-"""What every test shares: fixed seeds, two threads, the golden archives, and skips for hardware that is not there."""
+"""What every test shares: seeds, a number of threads, the golden archives, skips for hardware that is not there."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import random
 import signal
 from pathlib import Path
@@ -13,13 +14,24 @@ import torch
 from hypothesis import settings
 from numpy.typing import NDArray
 
+from tests.shared import make_home
+
 GOLDEN = Path(__file__).parent / "golden"
 
 # A shell that runs the tests in the background has Ctrl-C ignored, for them and for what they start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-torch.set_num_threads(2)  # before any work: results of a sum must not depend on the machine's core count
+# Before any work: results of a sum must not depend on the machine's core count. Two workers, as `make test` has, take
+# a thread each, and so does what they start; tests hold with one thread and with two.
+WORKER = "PYTEST_XDIST_WORKER" in os.environ
+torch.set_num_threads(1 if WORKER else 2)
+os.environ["OMP_NUM_THREADS"] = "1" if WORKER else "2"
 settings.register_profile("earlytom", deadline=None, derandomize=True)
 settings.load_profile("earlytom")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not WORKER:
+        config.add_cleanup(make_home().cleanup)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from earlytom.vision.geometry import VisionGeometry
 from engines.bundle.manifest import Manifest
 from export.onnx.exporter import attention_form, export_tower
 from tests.cases import small_config, small_vision
+from tests.shared import shared
 
 GEOMETRY = VisionGeometry(
     image_size=56, patch_size=14, hidden_size=32, heads=2, intermediate_size=48, layers=2, projector_size=24
@@ -39,16 +39,13 @@ def manifest_for(dtype: str, opset: int, **changes: Any) -> Manifest:
 
 @cache
 def exported(dtype: str, opset: int) -> Exported:
-    """A tower of two layers as vision.onnx in a directory of its own, which is removed when Python ends."""
-    folder = tempfile.TemporaryDirectory(prefix="earlytom-")
-    _FOLDERS.append(folder)
-    path = Path(folder.name) / "vision.onnx"
-    vision = small_vision(GEOMETRY).to(torch_dtype(dtype))
-    export_tower(StaticTower(vision, CONFIG), path, opset=opset)
-    return Exported(path, manifest_for(dtype, opset))
+    """A tower of two layers as vision.onnx in a directory of its own; do not write into it."""
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        vision = small_vision(GEOMETRY).to(torch_dtype(dtype))
+        export_tower(StaticTower(vision, CONFIG), folder / "vision.onnx", opset=opset)
 
-
-_FOLDERS: list[Any] = []  # keeps them
+    return Exported(shared(f"tensorrt-{dtype}-{opset}", make) / "vision.onnx", manifest_for(dtype, opset))
 
 
 def copy_graph(source: Path, folder: Path) -> Path:

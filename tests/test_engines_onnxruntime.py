@@ -1,4 +1,4 @@
-"""ONNX Runtime on the tiny tower: the tower's numbers, every dtype, threads, and one sentence for what cannot be."""
+"""ONNX Runtime on a small tower: the tower's numbers, every dtype, threads, and one sentence for what cannot be."""
 
 from __future__ import annotations
 
@@ -20,54 +20,50 @@ from onnx import TensorProto, helper
 from earlytom.config import EarlyTomConfig
 from earlytom.errors import BundleError, EarlyTomError, EngineError, InputError
 from earlytom.shapes import derive_shapes
-from earlytom.tower import StaticTower, TowerOutputs
+from earlytom.tower import TowerOutputs
 from earlytom.vision.geometry import VisionGeometry
 from earlytom.vision.siglip import Vision
-from engines.bundle.manifest import TensorSpec
+from engines.bundle.manifest import MODEL, TensorSpec
 from engines.onnxruntime import CPU, CUDA, TENSORRT, OnnxRuntimeRunner, default_providers, open_bundle, probe
 from engines.pytorch import TorchRunner
 from engines.runner import OpenOptions
-from export.onnx.exporter import export_tower
+from tests.cases import small_clip, small_config, small_vision
+from tests.parity.bundles import small_bundle
 
 GEOMETRY = VisionGeometry(56, 14, 16, 2, 32, 3, projector_size=24)
 CONFIG = EarlyTomConfig(retain=0.5, frames=8, merge_layers=(0, 2))
 NAMES = list(TowerOutputs._fields)
 
 
-def tiny_vision() -> Vision:
-    """Random weights from a seed of its own, on the tiny geometry."""
-    generator = torch.Generator().manual_seed(7)
-    vision = Vision(GEOMETRY).eval().requires_grad_(False)
-    for parameter in vision.parameters():
-        parameter.normal_(0, 0.2, generator=generator)
-    return vision
-
-
-def specs(vision: Vision, batch: int = 1) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    runner = TorchRunner(vision, CONFIG, batch=batch)
-    return runner.inputs, runner.outputs
-
-
 def clip(seed: int = 0) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (1, 8, 56, 56, 3), dtype=np.uint8)
 
 
+def frames_of(seed: int) -> NDArray[np.uint8]:
+    """A clip for `runner`."""
+    frames: NDArray[np.uint8] = small_clip(12, seed=seed).numpy()
+    return frames
+
+
 @pytest.fixture(scope="module")
 def vision() -> Vision:
-    return tiny_vision()
+    return small_vision()
 
 
 @pytest.fixture(scope="module")
-def graph(tmp_path_factory: pytest.TempPathFactory, vision: Vision) -> Path:
-    """The tiny tower, exported."""
-    path = tmp_path_factory.mktemp("graph") / "vision.onnx"
-    export_tower(StaticTower(vision, CONFIG, attention="primitives").eval(), path, opset=18)
-    return path
+def graph() -> Path:
+    """That tower, exported."""
+    return small_bundle().path / MODEL
+
+
+def specs() -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    manifest = small_bundle().manifest
+    return manifest.inputs, manifest.outputs
 
 
 @pytest.fixture(scope="module")
-def runner(graph: Path, vision: Vision) -> OnnxRuntimeRunner:
-    return OnnxRuntimeRunner(graph, *specs(vision))
+def runner(graph: Path) -> OnnxRuntimeRunner:
+    return OnnxRuntimeRunner(graph, *specs())
 
 
 MATRIX, SPREAD = np.linspace(-1, 1, 72).reshape(3, 24), np.linspace(-0.1, 0.1, 136).reshape(17, 8)
@@ -118,8 +114,8 @@ def stand_in_tokens() -> NDArray[np.float64]:
 
 
 def test_the_numbers_are_the_towers(runner: OnnxRuntimeRunner, vision: Vision) -> None:
-    frames = clip(3)
-    given, expected = runner.run(frames), TorchRunner(vision, CONFIG).run(frames)
+    frames = frames_of(3)
+    given, expected = runner.run(frames), TorchRunner(vision, small_config()).run(frames)
     assert isinstance(given, TowerOutputs)
     for name, left, right in zip(NAMES, given, expected):
         assert left.dtype == right.dtype and left.shape == right.shape
@@ -128,7 +124,7 @@ def test_the_numbers_are_the_towers(runner: OnnxRuntimeRunner, vision: Vision) -
 
 
 def test_numpy_and_torch_frames_are_the_same_whatever_their_layout(runner: OnnxRuntimeRunner) -> None:
-    frames = clip(4)
+    frames = frames_of(4)
     expected = runner.run(frames)
     read_only = frames.copy()
     read_only.setflags(write=False)
@@ -140,15 +136,15 @@ def test_numpy_and_torch_frames_are_the_same_whatever_their_layout(runner: OnnxR
 
 
 def test_outputs_belong_to_the_caller(runner: OnnxRuntimeRunner) -> None:
-    first = runner.run(clip(1))
+    first = runner.run(frames_of(1))
     kept = first.tokens.clone()
-    runner.run(clip(2)).tokens.zero_()
+    runner.run(frames_of(2)).tokens.zero_()
     assert torch.equal(first.tokens, kept)
 
 
 def test_threads_share_a_session(runner: OnnxRuntimeRunner) -> None:
     assert runner.thread_safe
-    clips = [clip(seed) for seed in range(4)] * 4
+    clips = [frames_of(seed) for seed in range(4)] * 4
     alone = [runner.run(frames) for frames in clips[:4]] * 4
     with ThreadPoolExecutor(2) as pool:
         together = list(pool.map(runner.run, clips))
@@ -193,17 +189,17 @@ def test_bfloat16_on_a_cpu_is_refused_with_the_way_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "frames",
     [
-        clip().astype(np.float32), clip()[0], clip()[:, :4], torch.from_numpy(clip()).int(), [[1]], None,
-        np.zeros((1, 8, 28, 28, 3), np.uint8), torch.zeros(2, 8, 56, 56, 3, dtype=torch.uint8),
+        frames_of(0).astype(np.float32), frames_of(0)[0], frames_of(0)[:, :4], small_clip(12).int(), [[1]], None,
+        np.zeros((1, 12, 28, 28, 3), np.uint8), torch.zeros(2, 12, 84, 84, 3, dtype=torch.uint8),
     ],
 )
 def test_every_input_is_checked(runner: OnnxRuntimeRunner, frames: Any) -> None:
     text = refusal(InputError, lambda: runner.run(frames))
-    assert text.startswith("the engine takes frames uint8 [1, 8, 56, 56, 3] and was given")
+    assert text.startswith("the engine takes frames uint8 [1, 12, 84, 84, 3] and was given")
 
 
 @pytest.mark.parametrize("content", [None, b"", b"garbage" * 9, "half", "no data", "short data"])
-def test_a_graph_that_cannot_be_loaded(tmp_path: Path, graph: Path, vision: Vision, content: Any) -> None:
+def test_a_graph_that_cannot_be_loaded(tmp_path: Path, graph: Path, content: Any) -> None:
     path = tmp_path / "vision.onnx"
     if content == "half":
         path.write_bytes(graph.read_bytes()[: graph.stat().st_size // 2])
@@ -213,11 +209,11 @@ def test_a_graph_that_cannot_be_loaded(tmp_path: Path, graph: Path, vision: Visi
             (tmp_path / "vision.onnx.data").write_bytes(b"short")
     elif content is not None:
         path.write_bytes(content)
-    text = refusal(BundleError if content is None else EngineError, lambda: OnnxRuntimeRunner(path, *specs(vision)))
+    text = refusal(BundleError if content is None else EngineError, lambda: OnnxRuntimeRunner(path, *specs()))
     assert str(path) in text
 
 
-def test_another_graph_than_announced_is_refused(tmp_path: Path, vision: Vision) -> None:
+def test_another_graph_than_announced_is_refused(tmp_path: Path) -> None:
     inputs, outputs = stand_in(tmp_path / "g.onnx")
     wide = (TensorSpec("tokens", "float32", (1, 18, 24)), *outputs[1:])
     text = refusal(EngineError, lambda: OnnxRuntimeRunner(tmp_path / "g.onnx", inputs, wide))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,19 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from earlytom.checkpoint import load
 from earlytom.config import EarlyTomConfig
 from earlytom.errors import ExportError
 from earlytom.tower import StaticTower
 from earlytom.vision.geometry import VisionGeometry
 from earlytom.vision.siglip import Vision
+from engines.bundle.manifest import MODEL
 from export.onnx.check import check_graph
 from export.onnx.exporter import OnnxExport, export_tower
 from export.onnx.traced import flatten_trace, traced_names, with_traced_outputs
-from tests.conftest import GOLDEN
+from tests.parity.bundles import GOLDEN_CONFIG, golden_bundle, golden_vision
 
 SMALL = VisionGeometry(
-    image_size=98, hidden_size=32, heads=2, intermediate_size=48, layers=3, projector_size=24
+    image_size=98, hidden_size=32, heads=2, intermediate_size=48, layers=2, projector_size=24
 )  # 49 patches, 16 after pooling
 OUTPUTS = ("tokens", "positions", "dynamic", "weights")
 
@@ -74,20 +74,13 @@ def assert_same(got: dict[str, NDArray[Any]], want: dict[str, NDArray[Any]], tol
     np.testing.assert_allclose(got["tokens"], want["tokens"], atol=tolerance)
 
 
-@cache
-def golden_vision() -> Vision:
-    vision = load(GOLDEN / "e2e" / "tiny-llava-onevision", parts=("vision",)).vision
-    assert vision is not None
-    return vision
-
-
-GOLDEN_CONFIG = EarlyTomConfig(retain=0.2, merge_layers=(1, 3, 5), frame_budgets=(24, 16, 10), tau=0.9)
-
-
 @pytest.fixture(scope="module")
 def golden_export(tmp_path_factory: pytest.TempPathFactory) -> OnnxExport:
-    """The golden checkpoint in float32 at the default opset."""
-    return export_tower(StaticTower(golden_vision(), GOLDEN_CONFIG), tmp_path_factory.mktemp("golden") / "vision.onnx")
+    """The golden checkpoint in float32 at the default opset: the bundle's graph, copied."""
+    bundle = golden_bundle("fp32")
+    path = shutil.copytree(bundle.path, tmp_path_factory.mktemp("golden") / "bundle") / MODEL
+    opset, traced = bundle.manifest.opset, bundle.manifest.traced
+    return OnnxExport(path, path.with_name(f"{MODEL}.data"), opset, ("frames",), OUTPUTS, traced, 0)
 
 
 def test_onnx_runtime_gives_the_towers_numbers(golden_export: OnnxExport, e2e_frames: NDArray[np.uint8]) -> None:
@@ -124,13 +117,12 @@ def test_intermediates_are_the_towers(golden_export: OnnxExport, e2e_frames: NDA
         with_traced_outputs(golden_export.path, destination=Path("elsewhere") / "traced.onnx")
 
 
-def test_half_precision_stays_close_where_the_plans_agree(tmp_path: Path, e2e_frames: NDArray[np.uint8]) -> None:
-    half = load(GOLDEN / "e2e" / "tiny-llava-onevision", dtype=torch.float16, parts=("vision",)).vision
-    assert half is not None
-    export = export_tower(StaticTower(half, GOLDEN_CONFIG), tmp_path / "vision.onnx")
-    summary = check_graph(export.path, dtype="fp16", opset=export.opset)
+def test_half_precision_stays_close_where_the_plans_agree(e2e_frames: NDArray[np.uint8]) -> None:
+    bundle = golden_bundle("fp16")
+    path = bundle.path / MODEL
+    summary = check_graph(path, dtype="fp16", opset=bundle.manifest.opset)
     assert sorted(summary.attention.values()) == ["matrix", *["primitives"] * 5]
-    got = run(export.path, e2e_frames[None])
+    got = run(path, e2e_frames[None])
     want = expected(StaticTower(golden_vision(), GOLDEN_CONFIG), e2e_frames[None].copy())
     assert got["tokens"].dtype == np.float16 and got["weights"].dtype == np.float32
     same = (got["positions"] == want["positions"])[0] & (got["dynamic"] == want["dynamic"])[0][:, None]
@@ -143,8 +135,8 @@ def test_half_precision_stays_close_where_the_plans_agree(tmp_path: Path, e2e_fr
 @pytest.mark.parametrize(
     ("opset", "settings"),
     [
-        pytest.param(18, {"merge_layers": (0, 2), "frame_budgets": (5, 3)}, id="opset 18"),
-        pytest.param(23, {"merge_layers": (0, 2), "frame_budgets": (5, 3), "batch": 2}, id="opset 23, two videos"),
+        pytest.param(18, {"merge_layers": (0, 1), "frame_budgets": (5, 3)}, id="opset 18"),
+        pytest.param(23, {"merge_layers": (0, 1), "frame_budgets": (5, 3), "batch": 2}, id="opset 23, two videos"),
         pytest.param(19, {"pooling": "average", "newline": "grid"}, id="LLaVA-Video"),
         pytest.param(20, {"pooling": "max", "newline": "no_token", "retain": 0.6, "contextual": 0.4}, id="contextual"),
         pytest.param(20, {"merge_layers": (), "frame_budgets": (), "retain": 1.0}, id="unpruned"),
@@ -158,7 +150,7 @@ def test_every_shape_of_tower(tmp_path: Path, opset: int, settings: dict[str, An
     assert summary.nodes == export.nodes
     fused = "operator" if opset >= 23 else "primitives"
     last = "matrix" if tower.config.merge_layers else fused
-    assert sorted(summary.attention.values()) == sorted([fused, fused, last])
+    assert sorted(summary.attention.values()) == sorted([fused, last])
     for seed in (0, 1):
         frames = clip(tower, seed)
         assert_same(run(export.path, frames), expected(tower, frames))
@@ -227,7 +219,7 @@ def test_the_same_bytes_every_time(small_export: OnnxExport, tmp_path: Path) -> 
 
 
 def test_failures_are_one_sentence_and_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tower = small_tower()
+    tower = small_tower(merge_layers=(), frame_budgets=(), retain=1.0)
     with pytest.raises(ExportError, match="opset 17 cannot be exported, choose one of 18, 19, 20, 23"):
         export_tower(tower, tmp_path / "vision.onnx", opset=17)
 

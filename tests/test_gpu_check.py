@@ -29,6 +29,8 @@ from scripts.gpu_check.journal import SCHEMA, Clock, Journal, OutOfTime, Skip, S
 from scripts.gpu_check.report import render, summarise
 from scripts.gpu_check.run import CheckOptions, run_check
 from scripts.gpu_check.workshop import Variant, Workshop, random_vision
+from tests.cases import small_vision
+from tests.parity.bundles import small_bundle
 from tests.test_bundle import make_engine
 
 ROOT = Path(__file__).parent.parent
@@ -318,8 +320,7 @@ def test_a_machine_without_a_card_is_described(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shop = Workshop(tmp_path, torch.device("cpu"), quick=True)
-    bundle = shop.bundle(Variant("fp32", 24))
+    bundle = small_bundle()
     output = tmp_path / "bench.json"
     arguments = ["--bundle", str(bundle.path), "--runs", "2", "--output", str(output)]
     assert bench_script.main(arguments) == 0
@@ -328,8 +329,7 @@ def test_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert set(found["not_run"]) == {"tensorrt", "tensorrt-rtx"} and "not run: " in text
     assert bench_script.main([*arguments, "--json", "--engines", "onnxruntime"]) == 0
     assert json.loads(capsys.readouterr().out)["not_run"] == {}
-    vision = shop.vision("fp32", 24)
-    assert set(bench.bench_bundle(bundle, ("onnxruntime", "torch"), runs=1, vision=vision)["times"]) == {
+    assert set(bench.bench_bundle(bundle, ("onnxruntime", "torch"), runs=1, vision=small_vision())["times"]) == {
         "onnxruntime", "torch",
     }  # fmt: skip
     assert bench_script.main([*arguments[:2], "--engines", "tensorrt"]) == 1

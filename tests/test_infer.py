@@ -1,4 +1,4 @@
-"""`earlytom-infer` on a bundle of the demo: answers, times, pictures."""
+"""`earlytom-infer` on a bundle of a small demo: answers, times, pictures."""
 
 import io
 import json
@@ -13,18 +13,15 @@ from earlytom.errors import EarlyTomError, EngineError
 from earlytom.language.prompt import build_prompt
 from engines.bundle.reader import read_bundle
 from engines.infer import main
-from export.cli import main as export
 from tests import clips
+from tests.shared import demo_bundle, small_demo
 
 VIDEO = str(clips.real("bikes"))
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    output = tmp_path_factory.mktemp("infer") / "bundle"
-    argv = ["--frames", "8", "--engine", "onnxruntime", "--no-verify", "--quiet", "--output", str(output)]
-    assert export(argv) == 0
-    return str(output)
+def bundle():
+    return str(demo_bundle())
 
 
 def ask(bundle, *more):
@@ -45,8 +42,8 @@ def test_the_answer_is_that_of_the_pytorch_model(bundle, capsys):
     assert ask(bundle, "--prompt", "What is this?", "--json") == 0
     result = json.loads(capsys.readouterr().out)
     manifest = read_bundle(bundle).manifest
-    model = load("demo")
-    frames = torch.from_numpy(read_frames(VIDEO, frames=8).frames)[None]
+    model = load(small_demo())
+    frames = torch.from_numpy(read_frames(VIDEO, frames=8, size=196).frames)[None]
     tokens = StaticTower(model.vision, manifest.config)(frames).tokens[0]
     prompt = build_prompt(model.tokenizer, "What is this?")
     expected = generate(model, prompt, tokens, inner=manifest.config.inner, max_new_tokens=8)
@@ -136,10 +133,10 @@ def test_frame_counts_can_follow_the_data(bundle, tmp_path, capsys):
     assert ask(bundle, "--prompt", "What is this?", "--json", *more) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["engine"] == "torch" and path.stat().st_size > 0
-    model = load("demo")
+    model = load(small_demo())
     config = read_bundle(bundle).manifest.config
     tokens = encode_video(
-        model, torch.from_numpy(read_frames(VIDEO, frames=8).frames), retain_ratio=config.retain, tau=config.tau,
+        model, torch.from_numpy(read_frames(VIDEO, frames=8, size=196).frames), retain_ratio=config.retain, tau=config.tau,
         max_window=config.max_window, ema=config.ema, merge_layers=config.merge_layers,
     )
     prompt = build_prompt(model.tokenizer, "What is this?")
@@ -153,7 +150,7 @@ def test_the_front_door_in_python(bundle):
         answer = pipeline.ask(VIDEO, "What is this?", max_new_tokens=3)
         assert 1 <= len(answer.ids) <= 3 and answer.text
     with pytest.raises(EngineError, match="closed"):
-        pipeline.encode(torch.zeros(8, 384, 384, 3, dtype=torch.uint8))
+        pipeline.encode(torch.zeros(8, 196, 196, 3, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from earlytom.checkpoint import load
-from earlytom.config import EarlyTomConfig
 from earlytom.video import read_frames
 from earlytom.video.clips import synthetic_clip
 from export.verify import verify_bundle
-from tests.cases import TINY, small_clip, small_vision
+from tests.cases import small_clip, small_vision
 from tests.clips import real
-from tests.parity.bundles import small_bundle, write_bundle
+from tests.parity.bundles import golden_bundle, golden_vision, small_bundle
 
 
 def second_hop(report):
@@ -51,20 +49,6 @@ def test_videos_of_a_batch():
 # The golden clip and real ones, on the golden checkpoint at full resolution.
 
 
-@pytest.fixture(scope="module")
-def golden_bundle(tmp_path_factory):
-    """dtype -> a bundle of the golden checkpoint, exported when it is first asked for."""
-    config = EarlyTomConfig(retain=0.2, frames=32, merge_layers=(1, 3, 4), tau=0.5)
-    home, made = tmp_path_factory.mktemp("golden"), {}
-
-    def bundle(dtype):
-        if dtype not in made:
-            made[dtype] = write_bundle(home / dtype, load(TINY, parts=("vision",)).vision, config, dtype=dtype)
-        return made[dtype]
-
-    return bundle
-
-
 def clip_of(name, e2e_frames):
     if name == "golden":
         return e2e_frames.copy()
@@ -86,10 +70,8 @@ def clip_of(name, e2e_frames):
         ],
     ],
 )
-def test_at_full_resolution(name, dtype, golden_bundle, e2e_frames):
-    report = verify_bundle(
-        golden_bundle(dtype), clip_of(name, e2e_frames), vision=load(TINY, parts=("vision",)).vision
-    )
+def test_at_full_resolution(name, dtype, e2e_frames):
+    report = verify_bundle(golden_bundle(dtype), clip_of(name, e2e_frames), vision=golden_vision())
     assert report.passed and report.complete, report.reason
     for hop in report.hops:
         tokens, plan = hop.numbers.differences["tokens"], hop.numbers.plan
@@ -102,11 +84,9 @@ def test_at_full_resolution(name, dtype, golden_bundle, e2e_frames):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
-def test_copies_of_a_frame_tie(dtype, golden_bundle, e2e_frames):
+def test_copies_of_a_frame_tie(dtype, e2e_frames):
     """A still or a slide show: which of equal frames goes is anybody's choice, and no fault."""
-    report = verify_bundle(
-        golden_bundle(dtype), clip_of("still", e2e_frames), vision=load(TINY, parts=("vision",)).vision
-    )
+    report = verify_bundle(golden_bundle(dtype), clip_of("still", e2e_frames), vision=golden_vision())
     hop = second_hop(report)
     assert report.passed, report.reason
     assert all(flip.tied or (dtype == "fp16" and flip.excused) for flip in hop.numbers.plan.flips)
