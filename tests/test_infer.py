@@ -136,8 +136,8 @@ def test_frame_counts_can_follow_the_data(bundle, tmp_path, capsys):
     model = load(small_demo())
     config = read_bundle(bundle).manifest.config
     tokens = encode_video(
-        model, torch.from_numpy(read_frames(VIDEO, frames=8, size=196).frames), retain_ratio=config.retain, tau=config.tau,
-        max_window=config.max_window, ema=config.ema, merge_layers=config.merge_layers,
+        model, torch.from_numpy(read_frames(VIDEO, frames=8, size=196).frames), retain_ratio=config.retain,
+        tau=config.tau, max_window=config.max_window, ema=config.ema, merge_layers=config.merge_layers,
     )
     prompt = build_prompt(model.tokenizer, "What is this?")
     expected = generate(model, prompt, tokens, inner=config.inner, max_new_tokens=8)
