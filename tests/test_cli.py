@@ -62,7 +62,7 @@ def test_a_bundle_holds_what_it_should(bundle):
     assert (manifest.dtype, manifest.config.retain, manifest.config.frames) == ("fp32", 0.25, 8)
     assert manifest.config.inner.layer == 3
     assert manifest.checkpoint["format"] == "llava-next" and manifest.tools["torch"] == torch.__version__.split("+")[0]
-    assert [hop["status"] for hop in manifest.parity] == ["passed", "passed"]
+    assert [hop.status for hop in manifest.parity] == ["passed", "passed"]
     report = (bundle / "report.md").read_text()
     assert "oracle" in report and "onnxruntime" in report.lower()
     assert not list(bundle.parent.glob(".*")), "no temporary directory is left"
@@ -279,7 +279,7 @@ def test_an_engine_is_added_without_the_checkpoint_and_replaced(bundle, tmp_path
     assert captured.err == ""
     found = read_bundle(output)
     assert found.file("vision.sm89.rtx.engine").read_bytes() == b"second"
-    assert [(hop["actual"], hop["status"]) for hop in found.manifest.parity] == [
+    assert [(hop.actual, hop.status) for hop in found.manifest.parity] == [
         ("static", "passed"), ("onnxruntime", "passed"), ("tensorrt-rtx", "not run")
     ]  # fmt: skip
     report = (output / "report.md").read_text()
@@ -386,9 +386,10 @@ def test_bad_videos_are_refused(bundle, tmp_path, capsys):
     short, corrupt = tmp_path / "short.mp4", tmp_path / "corrupt.mp4"
     clips.write(short, clips.pattern(3))
     corrupt.write_bytes(b"not a video at all" * 100)
-    for video, says in ((short, "3 frames"), (corrupt, "corrupt.mp4")):
-        assert says in refused(["--bundle", bundle, "--video", video, "--prompt", "What?"], capsys, infer)
-        assert says in refused([bundle, "--video", video], capsys, verify_main)
+    ask = ["--bundle", bundle, "--prompt", "What?", "--video"]
+    assert "3 frames" in refused([*ask, short, "--strict-frames"], capsys, infer)
+    assert "corrupt.mp4" in refused([*ask, corrupt], capsys, infer)
+    assert "corrupt.mp4" in refused([bundle, "--video", corrupt], capsys, verify_main)
 
 
 def test_verify_passes_again_and_fails_on_other_weights(bundle, tmp_path, capsys):
