@@ -257,7 +257,8 @@ def fake_build(monkeypatch, content):
         assert Path(onnx_path).is_file()
         name = engine_file_name(options)
         (Path(destination) / name).write_bytes(content())
-        return EngineRecord(name, options.product, "1.7.1", options.targets, "none", False, None, None, None, {})
+        settings = options.settings()
+        return EngineRecord(name, options.product, "1.7.1", options.targets, "none", False, None, None, None, settings)
 
     monkeypatch.setattr("export.build.probe_build", lambda name: "")
     monkeypatch.setattr("export.build.build_engine", build_engine)

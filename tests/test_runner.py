@@ -176,7 +176,8 @@ def test_an_engine_for_another_card_is_passed_over_with_the_reason(
         engines=[make_engine("vision.sm89.engine", product="tensorrt", targets=("sm89",))],
     )
     runner = open_runner(other)
-    assert runner.name == "onnxruntime" and "tensorrt: this card is SM80, the bundle's engines are for SM89" in runner.passed
+    assert runner.name == "onnxruntime"
+    assert "tensorrt: this card is SM80, the bundle's engines are for SM89" in runner.passed
     assert refusal(lambda: open_runner(other, "tensorrt")) == "this card is SM80, the bundle's engines are for SM89"
 
 
