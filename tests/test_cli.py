@@ -257,7 +257,8 @@ def fake_build(monkeypatch, content):
         assert Path(onnx_path).is_file()
         name = engine_file_name(options)
         (Path(destination) / name).write_bytes(content())
-        return EngineRecord(name, options.product, "1.7.1", options.targets, "none", False, None, None, None, {})
+        settings = options.settings()
+        return EngineRecord(name, options.product, "1.7.1", options.targets, "none", False, None, None, None, settings)
 
     monkeypatch.setattr("export.build.probe_build", lambda name: "")
     monkeypatch.setattr("export.build.build_engine", build_engine)
@@ -386,9 +387,10 @@ def test_bad_videos_are_refused(bundle, tmp_path, capsys):
     short, corrupt = tmp_path / "short.mp4", tmp_path / "corrupt.mp4"
     clips.write(short, clips.pattern(3))
     corrupt.write_bytes(b"not a video at all" * 100)
-    for video, says in ((short, "3 frames"), (corrupt, "corrupt.mp4")):
-        assert says in refused(["--bundle", bundle, "--video", video, "--prompt", "What?"], capsys, infer)
-        assert says in refused([bundle, "--video", video], capsys, verify_main)
+    ask = ["--bundle", bundle, "--prompt", "What?", "--video"]
+    assert "3 frames" in refused([*ask, short, "--strict-frames"], capsys, infer)
+    assert "corrupt.mp4" in refused([*ask, corrupt], capsys, infer)
+    assert "corrupt.mp4" in refused([bundle, "--video", corrupt], capsys, verify_main)
 
 
 def test_verify_passes_again_and_fails_on_other_weights(bundle, tmp_path, capsys):
