@@ -77,9 +77,9 @@ def test_the_same_input_gives_the_same_bundle(bundle, tmp_path, capsys):
     for name in ("vision.onnx", "vision.onnx.data", "report.md", "manifest.json"):
         assert (bundle / name).read_bytes() == (again / name).read_bytes()
     before = {path.name: path.stat().st_mtime_ns for path in again.iterdir()}
-    start = time.perf_counter()
+    start = time.process_time()  # not the clock on the wall: the machine may be busy
     assert main([*SMALL, "--retain", "0.25", "--output", str(again), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["skipped"] is True and time.perf_counter() - start < 5
+    assert json.loads(capsys.readouterr().out)["skipped"] is True and time.process_time() - start < 5
     assert {path.name: path.stat().st_mtime_ns for path in again.iterdir()} == before
     shutil.rmtree(tensors)
     assert main([*SMALL, "--retain", "0.25", "--output", str(again), "--json", *save]) == 0
