@@ -67,9 +67,9 @@ def test_the_same_input_gives_the_same_bundle(bundle, tmp_path, capsys):
     for name in ("vision.onnx", "vision.onnx.data", "report.md", "manifest.json"):
         assert (bundle / name).read_bytes() == (again / name).read_bytes()
     before = {path.name: path.stat().st_mtime_ns for path in again.iterdir()}
-    start = time.perf_counter()
+    start = time.process_time()  # not the clock on the wall: the machine may be busy
     assert main([*demo_arguments(), "--output", str(again), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["skipped"] is True and time.perf_counter() - start < 5
+    assert json.loads(capsys.readouterr().out)["skipped"] is True and time.process_time() - start < 5
     assert {path.name: path.stat().st_mtime_ns for path in again.iterdir()} == before
     line = refused([*demo_arguments(), "--retain", "0.5", "--output", again], capsys)
     assert "--force" in line or "force" in line

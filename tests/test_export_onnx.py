@@ -25,7 +25,8 @@ from earlytom.siglip import Vision
 from earlytom.tower import StaticTower
 from export.onnx import OnnxExport, export_tower, flatten_trace, traced_names, with_traced_outputs
 from export.rules import check_graph
-from tests.parity.bundles import GOLDEN_CONFIG, golden_bundle, golden_vision
+from tests.cases import small_clip, small_config, small_vision
+from tests.parity.bundles import GOLDEN_CONFIG, golden_bundle, golden_vision, small_bundle
 
 SMALL = VisionGeometry(
     image_size=98, hidden_size=32, heads=2, intermediate_size=48, layers=2, projector_size=24
@@ -86,7 +87,7 @@ def test_onnx_runtime_gives_the_towers_numbers(golden_export: OnnxExport, e2e_fr
     check_graph(golden_export.path, dtype="fp32", opset=golden_export.opset)
     tower = StaticTower(golden_vision(), GOLDEN_CONFIG)
     other = e2e_frames[::-1].copy()  # not the clip it was traced with, and another plan
-    other[5:9] = other[20]
+    other[5:9] = 255 - other[5:9]  # no copies: equal frames tie, and a tie may go either way
     plans = []
     for frames in (e2e_frames[None].copy(), other[None]):
         got = run(golden_export.path, frames)
@@ -116,13 +117,14 @@ def test_intermediates_are_the_towers(golden_export: OnnxExport, e2e_frames: NDA
         with_traced_outputs(golden_export.path, destination=Path("elsewhere") / "traced.onnx")
 
 
-def test_half_precision_stays_close_where_the_plans_agree(e2e_frames: NDArray[np.uint8]) -> None:
-    bundle = golden_bundle("fp16")
-    path = bundle.path / MODEL
+def test_half_precision_stays_close_where_the_plans_agree() -> None:
+    """On a clip without near-ties; `make slow` has the golden clip at full resolution, in parity/."""
+    bundle = small_bundle("fp16")
+    path, frames = bundle.path / MODEL, small_clip(12).numpy()
     summary = check_graph(path, dtype="fp16", opset=bundle.manifest.opset)
-    assert sorted(summary.attention.values()) == ["matrix", *["primitives"] * 5]
-    got = run(path, e2e_frames[None])
-    want = expected(StaticTower(golden_vision(), GOLDEN_CONFIG), e2e_frames[None].copy())
+    assert sorted(summary.attention.values()) == ["matrix", *["primitives"] * 3]
+    got = run(path, frames)
+    want = expected(StaticTower(small_vision(), small_config()), frames)
     assert got["tokens"].dtype == np.float16 and got["weights"].dtype == np.float32
     same = (got["positions"] == want["positions"])[0] & (got["dynamic"] == want["dynamic"])[0][:, None]
     assert same.mean() > 0.9

@@ -112,7 +112,7 @@ def test_the_file_is_whole_during_every_step(check: Callable[..., dict[str, Any]
 def test_a_step_is_ended_when_the_time_is_up(check: Callable[..., dict[str, Any]]) -> None:
     start = time.monotonic()
     content = check(step("endless", lambda: time.sleep(60)), step("next", dict, seconds=1), minutes=1 / 60)
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 30, "half of what the step would take"
     assert status(content) == {"endless": "skipped", "next": "skipped"}
     assert content["steps"][0]["reason"] == "the time was up"
 
@@ -225,13 +225,13 @@ def test_it_can_be_ended_at_any_time(tmp_path: Path, how: signal.Signals) -> Non
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
-        end = time.monotonic() + 60
+        end = time.monotonic() + 300  # a busy machine takes a minute to import torch
         while time.monotonic() < end and process.poll() is None:
             if output.exists() and "done" in status(json.loads(output.read_text())).values():
                 break
             time.sleep(0.05)
         process.send_signal(how)
-        process.communicate(timeout=60)
+        process.communicate(timeout=120)
     finally:
         process.kill()
     content = json.loads(output.read_text())

@@ -29,8 +29,10 @@ def test_float32_graph(seed):
     assert set(hop.numbers.plan.shares.values()) == {1.0} and not hop.numbers.plan.flips
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, 1, 3])
 def test_half_precision_graph_against_the_float32_tower(seed):
+    """Clips whose choices are all at least twice as wide as float16's errors in two scores: among 30 patches one
+    near-tie would be 3 %, and which way it goes would be the CPU's choice (the clip of seed 2 has one)."""
     hop = second_hop(verify_bundle(small_bundle("fp16"), small_clip(12, seed=seed)[0], vision=small_vision()))
     assert hop.status == "passed", hop.reasons
     differences, plan = hop.numbers.differences, hop.numbers.plan
