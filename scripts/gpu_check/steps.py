@@ -105,7 +105,7 @@ class _Check:
         rates = {
             dtype: matrix_rate(self.shop.device, torch_dtype(dtype), size=size) for dtype in ("fp16", "bf16")
         }
-        return {"size": size, "tflops": {dtype: round(rate / 1e12, 3) for dtype, rate in rates.items()}}
+        return {"size": size, "tflops": {dtype: float(f"{rate / 1e12:.3g}") for dtype, rate in rates.items()}}
 
     def torch(self, variant: Variant) -> dict[str, Any]:
         self._needs_card("the full tower takes minutes on a CPU")
