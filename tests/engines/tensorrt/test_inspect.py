@@ -26,7 +26,7 @@ from engines.tensorrt.inspect import (
 from tests.cases import SMALL, small_config
 from tests.fake_tensorrt_builder import fake_tensorrt
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[2] / "data"
 LAYERS = ("vision.layers.0.attention", "vision.layers.1.attention")  # the third forms its matrix
 
 

@@ -31,8 +31,8 @@ from engines.tensorrt.runner import TensorRTRunner, open_bundle, probe
 from export.cli import build_parser, filled
 from export.settings import EngineOptions
 from tests import fake_tensorrt as fake
+from tests.engines.bundle.test_bundle import CHECKPOINT, make_engine, make_manifest
 from tests.fake_tensorrt_builder import RECORDS
-from tests.test_bundle import CHECKPOINT, make_engine, make_manifest
 
 A100 = Card("NVIDIA A100-SXM4-80GB", "sm80", "580.95.05", "13.0")
 H100 = Card("NVIDIA H100", "sm90", "580.95.05", "13.0")

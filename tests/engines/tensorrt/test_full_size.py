@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.test_full_size import EXPORT, ROOT
+from tests.export.test_full_size import EXPORT, ROOT
 
 pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx")
 pytestmark = pytest.mark.slow

@@ -26,8 +26,8 @@ from engines.bundle.manifest import MODEL
 from export.onnx.check import check_graph
 from export.onnx.exporter import OnnxExport, export_tower
 from export.onnx.traced import flatten_trace, traced_names, with_traced_outputs
+from tests.bundles import GOLDEN_CONFIG, golden_bundle, golden_vision, small_bundle
 from tests.cases import small_clip, small_config, small_vision
-from tests.parity.bundles import GOLDEN_CONFIG, golden_bundle, golden_vision, small_bundle
 
 SMALL = VisionGeometry(
     image_size=98, hidden_size=32, heads=2, intermediate_size=48, layers=2, projector_size=24
@@ -199,7 +199,7 @@ def test_the_file_holds_each_weight_once_under_its_name_and_no_path_of_this_mach
     assert golden_export.data.stat().st_size < weights + 300_000
     text = golden_export.path.read_bytes()
     assert len(text) < 400_000
-    folders = [str(folder).encode() for folder in (Path(__file__).parent.parent, Path.home())]
+    folders = [str(folder).encode() for folder in (Path(__file__).parents[3], Path.home())]
     for word in (*folders, b"site-packages", b".py", b"stack_trace", b"aten"):
         assert word not in text, word
     locations = {entry.value for t in model.graph.initializer for entry in t.external_data if entry.key == "location"}
@@ -211,10 +211,10 @@ def test_the_file_holds_each_weight_once_under_its_name_and_no_path_of_this_mach
 def test_the_same_bytes_every_time(small_export: OnnxExport, tmp_path: Path) -> None:
     """Also in another process, with other hashes and another working directory."""
     code = (
-        "import sys; from pathlib import Path; from tests.test_export_onnx import small_tower, export_tower;"
+        "import sys; from pathlib import Path; from tests.export.onnx.test_exporter import small_tower, export_tower;"
         "export_tower(small_tower(), Path(sys.argv[1]) / 'vision.onnx')"
     )
-    environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(Path(__file__).parents[3])}
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=tmp_path, env=environment)
     for name in ("vision.onnx", "vision.onnx.data"):
         assert (tmp_path / name).read_bytes() == small_export.path.with_name(name).read_bytes(), name

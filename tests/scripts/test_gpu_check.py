@@ -29,11 +29,11 @@ from scripts.gpu_check.journal import SCHEMA, Clock, Journal, OutOfTime, Skip, S
 from scripts.gpu_check.report import render, summarise
 from scripts.gpu_check.run import CheckOptions, run_check
 from scripts.gpu_check.workshop import Variant, Workshop, random_vision
+from tests.bundles import small_bundle
 from tests.cases import small_vision
-from tests.parity.bundles import small_bundle
-from tests.test_bundle import make_engine
+from tests.engines.bundle.test_bundle import make_engine
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def step(name: str, run: Callable[[], Any], seconds: float = 0.0) -> Step:

@@ -30,8 +30,8 @@ from export.onnx.check import check_graph
 from export.onnx.traced import run_traced
 from export.report import render_report
 from export.verify import HopReport, ParityReport, verify_bundle
+from tests.bundles import copy_bundle, small_bundle
 from tests.cases import small_clip, small_config, small_vision
-from tests.parity.bundles import copy_bundle, small_bundle
 
 CLIP = small_clip(12)[0]
 

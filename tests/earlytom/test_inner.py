@@ -17,7 +17,7 @@ from earlytom.config import InnerMerging, kept_count
 from earlytom.errors import ConfigError, InputError
 from earlytom.inner import MergeRequest, attention_plan, check_lengths, merge_tokens, merge_tokens_dpc_knn
 
-GOLDEN = np.load(Path(__file__).parent / "golden" / "inner.npz")
+GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "inner.npz")
 CASES = json.loads(str(GOLDEN["meta"]))
 
 

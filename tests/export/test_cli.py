@@ -416,7 +416,7 @@ def test_interrupting_leaves_nothing_behind(tmp_path):
         code = "import sys; from export.cli import main; sys.exit(main(sys.argv[1:]))"
         process = subprocess.Popen(
             [sys.executable, "-c", code, *[x for x in demo_arguments() if x != "--quiet"], "--output", str(output)],
-            stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent,
+            stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
         )  # fmt: skip
         seen = process.stderr.readline()
         while "rewrite" not in seen:

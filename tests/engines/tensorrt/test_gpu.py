@@ -26,7 +26,7 @@ from engines.tensorrt.inspect import inspect_file
 from engines.tensorrt.runner import open_bundle
 from export.onnx.exporter import export_tower
 from tests.cases import SMALL, small_clip, small_config, small_vision
-from tests.test_bundle import CHECKPOINT
+from tests.engines.bundle.test_bundle import CHECKPOINT
 
 pytestmark = [pytest.mark.gpu, pytest.mark.trt]
 PRODUCTS = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}

@@ -25,8 +25,8 @@ from engines.bundle.writer import BundleWriter, update_bundle
 from engines.opening import ENGINES, available_engines, open_runner
 from engines.pytorch import TorchRunner
 from engines.runner import Closing, check_inputs, dtype_name
-from tests.test_bundle import CONFIG, GEOMETRY, make_engine, make_manifest
-from tests.test_engines_onnxruntime import stand_in
+from tests.engines.bundle.test_bundle import CONFIG, GEOMETRY, make_engine, make_manifest
+from tests.engines.test_onnxruntime import stand_in
 
 FRAMES = torch.randint(0, 256, (1, 8, 56, 56, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
@@ -271,6 +271,6 @@ def test_importing_engines_is_lean() -> None:
         f"print(json.dumps([name for name in {names!r} if name in sys.modules]))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
     )
     assert json.loads(done.stdout) == []

@@ -9,9 +9,9 @@ import torch
 from earlytom.video import read_frames
 from earlytom.video.clips import synthetic_clip
 from export.verify import verify_bundle
+from tests.bundles import golden_bundle, golden_vision, small_bundle
 from tests.cases import small_clip, small_vision
 from tests.clips import real
-from tests.parity.bundles import golden_bundle, golden_vision, small_bundle
 
 
 def second_hop(report):

@@ -25,7 +25,7 @@ from earlytom.inner import merge_tokens, merge_tokens_dpc_knn
 from earlytom.language.prompt import VIDEO_TOKEN, embed_prompt
 from earlytom.language.qwen2 import Qwen2, generate, last_query_attention
 
-GOLDEN = Path(__file__).parent / "golden" / "e2e"
+GOLDEN = Path(__file__).parents[2] / "golden" / "e2e"
 ARCHIVE = np.load(GOLDEN / "e2e.npz")
 CASES = json.loads(str(ARCHIVE["meta"]))
 PROMPT = [5, 6, 7, VIDEO_TOKEN, 11, 12, 13, 14]

@@ -27,8 +27,8 @@ from engines.bundle.manifest import MODEL, TensorSpec
 from engines.onnxruntime import CPU, CUDA, TENSORRT, OnnxRuntimeRunner, default_providers, open_bundle, probe
 from engines.pytorch import TorchRunner
 from engines.runner import OpenOptions
+from tests.bundles import small_bundle
 from tests.cases import small_clip, small_config, small_vision
-from tests.parity.bundles import small_bundle
 
 GEOMETRY = VisionGeometry(56, 14, 16, 2, 32, 3, projector_size=24)
 CONFIG = EarlyTomConfig(retain=0.5, frames=8, merge_layers=(0, 2))
@@ -305,7 +305,7 @@ def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_bundle_without_a_graph() -> None:
     from engines.bundle.reader import Bundle
-    from tests.test_bundle import make_manifest
+    from tests.engines.bundle.test_bundle import make_manifest
 
     bundle = Bundle(Path("/nowhere"), make_manifest())
     assert "holds no vision.onnx" in refusal(EngineError, lambda: open_bundle("onnxruntime", bundle, OpenOptions()))
