@@ -12,8 +12,9 @@ Names are imported when they are first used, so that importing the package stays
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .lazy import lazy_names
 
 __version__ = "0.1.0"
 
@@ -38,29 +39,19 @@ __all__ = ["__version__"]
 __all__ += list(_HOMES)
 
 if TYPE_CHECKING:
-    from .adaptive import AdaptiveTower as AdaptiveTower
-    from .checkpoint import Model as Model
-    from .checkpoint import load as load
-    from .config import EarlyTomConfig as EarlyTomConfig
-    from .config import InnerMerging as InnerMerging
-    from .language.qwen2 import generate as generate
-    from .pipeline import VideoPipeline as VideoPipeline
-    from .presets import preset as preset
-    from .reference import encode_video as encode_video
-    from .tower import StaticTower as StaticTower
-    from .tower import TowerOutputs as TowerOutputs
-    from .video import read_frames as read_frames
-    from .vision.geometry import VisionGeometry as VisionGeometry
-    from .wrap import earlytom as earlytom
-    from .wrap import restore as restore
+    from .adaptive import AdaptiveTower
+    from .checkpoint import Model, load
+    from .config import EarlyTomConfig, InnerMerging
+    from .language.qwen2 import generate
+    from .pipeline import VideoPipeline
+    from .presets import preset
+    from .reference import encode_video
+    from .tower import StaticTower, TowerOutputs
+    from .video import read_frames
+    from .vision.geometry import VisionGeometry
+    from .wrap import earlytom, restore
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_names(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

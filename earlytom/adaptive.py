@@ -110,7 +110,7 @@ class AdaptiveTower(nn.Module):
             kept[dynamic], positions[dynamic] = select_contextual(
                 features[dynamic], received[dynamic], dominant=dominant, contextual=most - dominant,
                 neighbours=config.neighbours, beta=config.beta,
-            )  # fmt: skip
+            )
         else:
             positions[dynamic] = select_positions(received[dynamic], dynamic[dynamic], most)
             kept[dynamic] = gather_tokens(features[dynamic], positions[dynamic])

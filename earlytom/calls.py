@@ -21,7 +21,7 @@ Encode = Callable[[Tensor], Tensor]  # normalised pixels [T, 3, H, W] of one vid
 
 # What transformers' get_image_features takes; it encodes images as it does without EarlyTom.
 IMAGE_ARGUMENTS = ("pixel_values", "image_sizes", "vision_feature_layer", "vision_feature_select_strategy",
-                   "vision_aspect_ratio", "batch_num_images")  # fmt: skip
+                   "vision_aspect_ratio", "batch_num_images")
 
 
 @dataclass(frozen=True)

@@ -240,7 +240,7 @@ def encode_video(
     trace = trace_video(
         vision, frames, retain_ratio=retain_ratio, tau=tau, max_window=max_window, ema=ema, merge_layers=merge_layers,
         contextual=contextual,
-    )  # fmt: skip
+    )
     newline = vision.image_newline[None]
     if vision.newline == "grid":
         return _grid_order(trace.tokens, trace.frame, trace.position, newline, math.isqrt(trace.received.shape[1]))

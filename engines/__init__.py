@@ -9,8 +9,9 @@ Names are imported when they are first used, so that importing the package stays
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from earlytom.lazy import lazy_names
 
 _HOMES = {"open_pipeline": "opening", "open_runner": "opening", "read_bundle": "bundle.reader"}
 __all__ = ["open_pipeline", "open_runner", "read_bundle"]
@@ -19,10 +20,4 @@ if TYPE_CHECKING:
     from .bundle.reader import read_bundle
     from .opening import open_pipeline, open_runner
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_names(__name__, _HOMES)

@@ -19,12 +19,12 @@ _NAMES = {
     "sm90": "h20 h100 h200 h800 gh200", "sm100": "b100 b200 gb200", "sm103": "b300 gb300", "sm110": "thor agxthor",
     "sm120": "rtx5050 rtx5060 rtx5060ti rtx5070 rtx5070ti rtx5080 rtx5090 rtx5090d rtxpro6000 rtxpro5000",
     "sm121": "gb10 dgxspark",
-}  # fmt: skip
+}
 CARDS = {name: target for target, names in _NAMES.items() for name in names.split()}
 WELL_KNOWN = {
     "sm70": "V100", "sm75": "T4", "sm80": "A100", "sm86": "A10, RTX 3090", "sm87": "Orin", "sm89": "L40, RTX 4090",
     "sm90": "H100, H200", "sm100": "B200", "sm103": "B300", "sm110": "Thor", "sm120": "RTX 5090", "sm121": "DGX Spark",
-}  # fmt: skip
+}
 
 
 def sort_targets(targets: Any) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # Engine -> the file of ours that runs it, with `probe` and `open_bundle` (runner.py).
 HOMES = {"tensorrt": "engines.tensorrt.runner", "tensorrt-rtx": "engines.tensorrt.runner",
-         "onnxruntime": "engines.onnxruntime", "torch": "engines.pytorch"}  # fmt: skip
+         "onnxruntime": "engines.onnxruntime", "torch": "engines.pytorch"}
 FRAME_BUDGETS = ("bundle", "data")
 
 

@@ -74,7 +74,7 @@ ENGINES: dict[str, Engine] = {
         Engine("onnxruntime", "ONNX Runtime", "onnxruntime", "pip install onnxruntime"),
         Engine("torch", "PyTorch", "torch", "pip install torch", needs_weights=True),
     )
-}  # fmt: skip
+}
 PRODUCTS = {name: engine for name, engine in ENGINES.items() if isinstance(engine, Product)}
 
 

@@ -8,20 +8,15 @@ Names are imported when they are first used, so that importing the package stays
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from earlytom.lazy import lazy_names
 
 _HOMES = {"EngineOptions": "settings", "ExportOptions": "settings", "add_engine": "run", "export": "run"}
 __all__ = list(_HOMES)
 
 if TYPE_CHECKING:
-    from .run import add_engine as add_engine
-    from .run import export as export
-    from .settings import EngineOptions as EngineOptions
-    from .settings import ExportOptions as ExportOptions
+    from .run import add_engine, export
+    from .settings import EngineOptions, ExportOptions
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+__getattr__ = lazy_names(__name__, _HOMES)

@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "Exporting the built-in demo checkpoint: real geometry, random weights, answers that mean nothing. For "
                 f"a real one: earlytom-export --checkpoint {REAL_CHECKPOINT} --retain 0.2 --dtype fp16",
                 file=sys.stderr, flush=True,
-            )  # fmt: skip
+            )
         from .job import plan_job  # torch and all that makes a graph
 
         progress = Progress(quiet=arguments.quiet)
@@ -187,7 +187,7 @@ def verify_main(argv: Sequence[str] | None = None) -> int:
         report = verify_again(
             bundle, video=arguments.video, checkpoint=arguments.checkpoint, save_tensors=arguments.save_tensors,
             progress=Progress(("verify",), quiet=arguments.quiet or arguments.json),
-        )  # fmt: skip
+        )
         if arguments.json:
             print(json.dumps({"passed": report.passed, "hops": [hop.to_dict() for hop in report.hops]}, indent=2))
         elif not arguments.quiet:

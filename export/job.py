@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 TOOLS = (
     "torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "tensorrt", "tensorrt-rtx", "polygraphy", "transformers",
     "safetensors", "numpy",
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Job:
                 "video": video, "tools": tools(),
                 "builds": {name: build_settings(options) for name, options in self.builds.items()},
             }
-        )  # fmt: skip
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """What `--dry-run --json` prints."""

@@ -35,7 +35,7 @@ def render_report(manifest: Manifest, summary: GraphSummary | None = None) -> st
     sections = [
         _head(manifest), _shapes(manifest), _cost(manifest), _graph(manifest, summary), _engines(manifest),
         _parity(manifest),
-    ]  # fmt: skip
+    ]
     return "\n\n".join(text for text in sections if text) + "\n"
 
 
@@ -51,7 +51,7 @@ def _head(manifest: Manifest) -> str:
                     f"ema {config.ema:g}" if config.merge_layers else "none"),
         ("inner merging", f"layer {inner.layer}, ratio {inner.ratio:g}, {inner.method}" if inner else "none"),
         ("parity", _overall(manifest.parity)),
-    ]  # fmt: skip
+    ]
     engines = [
         f"`{e.file}`: {e.product} {e.version} for {_join(e.targets)}" + (f", built on {e.gpu}" if e.gpu else "")
         for e in manifest.engines
@@ -78,18 +78,18 @@ def _shapes(manifest: Manifest) -> str:
     rows.append(("pooled", str(shapes.final_frames), f"[{shapes.final_frames}, {shapes.pooled_patches}]"))
     rows.append((
         "selected", str(shapes.final_frames), f"[{shapes.final_frames}, {shapes.keep}, {shapes.projector_size}]"
-    ))  # fmt: skip
+    ))
     newlines = f" + {_count(counts.newlines, 'newline')}" if counts.newlines else ""
     text = (
         f"A video becomes **{counts.tokens} tokens** ({counts.frames_left} frames x {counts.patches_kept} "
         f"patches{newlines}); unpruned it would be {before.tokens}."
     )
     tensors = [(kind, f"`{t.name}`", t.dtype, str(list(t.shape))) for kind, specs in
-               (("input", manifest.inputs), ("output", manifest.outputs)) for t in specs]  # fmt: skip
+               (("input", manifest.inputs), ("output", manifest.outputs)) for t in specs]
     return "\n\n".join([
         "## Shapes", text, _table(("stage of one video", "frames", "shape"), rows),
         _table(("", "tensor", "dtype", "shape"), tensors),
-    ])  # fmt: skip
+    ])
 
 
 def _cost(manifest: Manifest) -> str:
@@ -113,7 +113,7 @@ def _cost(manifest: Manifest) -> str:
         "the LLM's prefill as one, as in the paper.",
         _table(("", "before", "after", "share"), lines),
         _table(("encoder layers", "frames", "TFLOP"), stages),
-    ])  # fmt: skip
+    ])
 
 
 def _graph(manifest: Manifest, summary: GraphSummary | None) -> str:
@@ -160,7 +160,7 @@ def _summary(hop: HopReport) -> tuple[str, ...]:
         f"{plan.frames_equal} of {plan.frames}", f"{plan.patches_equal} of {plan.patches}",
         f"{plan.flips_total} ({plan.flips_excused})", _number(tokens.max_abs), f"{tokens.cosine:.6f}",
         "exact" if tokens.sqnr_db == math.inf else f"{tokens.sqnr_db:.0f} dB",
-    )  # fmt: skip
+    )
 
 
 def _tolerance(dtype: str) -> str:
@@ -190,13 +190,13 @@ def _hop(hop: HopReport) -> str:
             f"{d.worst_cosine:.6f}", "" if math.isinf(d.sqnr_db) else f"{d.sqnr_db:.1f}", f"{d.nans}/{d.infs}",
         )
         for name, d in hop.numbers.differences.items()
-    ]  # fmt: skip
+    ]
     head = ("", "values", "max", "mean", "relative", "cosine", "worst cosine", "SQNR dB", "NaN/Inf")
     lines += ["", _table(head, rows)]
     plan, shares = hop.numbers.plan, hop.numbers.plan.shares
     first = "no merge layer's plan differs" if plan.first_layer is None else (
         f"the first plan that differs is that of merge layer {plan.first_layer}"
-    )  # fmt: skip
+    )
     lines.append(
         f"\nPlans: {shares.frames:.2%} of the frames are the same mix, {shares.dynamic:.2%} of those have the "
         f"same mark (static or dynamic), {shares.patches:.2%} of all patches are equal, "
@@ -223,7 +223,7 @@ def _flips(plan: PlanAgreement) -> str:
             "tie" if f.tied else ("near-tie" if f.excused else "**fault**"),
         )
         for f in plan.flips
-    ]  # fmt: skip
+    ]
     more = plan.flips_total - len(rows)
     head = ("choice", "layer", "frame", "what", "margin", "error", "")
     return _table(head, rows) + (f"\n\n{more} more flips with larger room are left out." if more else "")

@@ -51,7 +51,7 @@ class Result:
             "files": {name: record.bytes for name, record in sorted(manifest.files.items())},
             "engines": [engine.file for engine in manifest.engines],
             "parity": [hop.to_dict() for hop in manifest.parity], "seconds": self.seconds,
-        }  # fmt: skip
+        }
 
 
 def export(options: ExportOptions, *, progress: Progress | None = None) -> Bundle:
@@ -131,7 +131,7 @@ def _make_graph(job: Job, folder: Path, progress: Progress) -> tuple[Vision | No
         job.config, job.identity.geometry, dtype=options.dtype, batch=options.batch, opset=job.opset,
         attention=exported.attention, checkpoint=job.identity.to_dict(), tools=tools(), traced=exported.traced,
         request_key=job.key,
-    )  # fmt: skip
+    )
     return (vision if options.verify and vision.dtype == torch.float32 else None), manifest, summary
 
 
@@ -148,7 +148,7 @@ def _verify(job: Job, bundle: Bundle, vision: Vision | None, progress: Progress)
         return verify_bundle(
             bundle, job.clips, vision=full, save_tensors=None if folder is None else Path(folder),
             progress=progress.step,
-        )  # fmt: skip
+        )
 
 
 def verify_again(

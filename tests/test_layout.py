@@ -30,8 +30,8 @@ OWNERS = {
 HEAVY = ("onnx", "onnx_ir", "onnxscript", "onnxruntime", "tensorrt", "tensorrt_rtx", "polygraphy", "av", "PIL")
 # What users were told to import, by module: these names stay, wherever the definitions move.
 PUBLIC = {
-    "earlytom": "AdaptiveTower EarlyTomConfig InnerMerging Model StaticTower TowerOutputs VideoPipeline VisionGeometry earlytom "
-    "encode_video generate load preset read_frames restore",
+    "earlytom": "AdaptiveTower EarlyTomConfig InnerMerging Model StaticTower TowerOutputs VideoPipeline VisionGeometry "
+    "earlytom encode_video generate load preset read_frames restore",
     "earlytom.config": "EarlyTomConfig InnerMerging",
     "earlytom.presets": "preset",
     "earlytom.frames": "similarity segments merge_rules plan apply_plan",

@@ -25,13 +25,13 @@ from .random_weights import random_weight
 TOWER = "siglip-demo-patch14-384"
 VISION: dict[str, Any] = SO400M | {
     "model_type": "siglip_vision_model", "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2
-}  # fmt: skip
+}
 TEXT: dict[str, Any] = {
     "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 24, "num_attention_heads": 4,
     "num_key_value_heads": 2, "hidden_act": "silu", "max_position_embeddings": 32768, "rms_norm_eps": 1e-6,
     "rope_theta": 1000000.0, "tie_word_embeddings": False, "use_sliding_window": False, "sliding_window": None,
     "attention_dropout": 0.0, "initializer_range": 0.02, "bos_token_id": None,
-}  # fmt: skip
+}
 
 
 def write_demo(directory: str | Path, *, format: str = "llava-next", seed: int = 0) -> Path:

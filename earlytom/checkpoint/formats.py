@@ -28,14 +28,14 @@ BUILT_IN_TOWERS = {"siglip-so400m-patch14-384": SO400M}  # by the last component
 SIGLIP_DEFAULTS: dict[str, Any] = SO400M | {
     "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
     "image_size": 224, "patch_size": 16,
-}  # fmt: skip
+}
 # What both formats tell about Qwen2; the rotary embedding apart, names are those of transformers' Qwen2Config.
 QWEN2_FIELDS = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "hidden_act", "max_position_embeddings", "rms_norm_eps", "use_sliding_window",
     "sliding_window", "max_window_layers", "layer_types", "attention_dropout", "initializer_range",
     "bos_token_id", "eos_token_id", "pad_token_id",
-)  # fmt: skip
+)
 QWEN2_NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 QWEN2_SIZES = ("vocab_size", "num_key_value_heads")  # may be silent
 # Far above every model there is, low enough that making modules without weights neither overflows nor takes minutes.

@@ -14,7 +14,7 @@ from .keys import Slot
 # uniform, residual branches that neither drown the stream nor vanish in it.
 GAINS = {
     "q_proj.weight": 1.5, "k_proj.weight": 1.5, "out_proj.weight": 0.3, "o_proj.weight": 0.5, "fc2.weight": 0.5,
-}  # fmt: skip
+}
 
 
 def random_weight(slot: Slot, shape: torch.Size, seed: int = 0, device: torch.device | str = "cpu") -> Tensor:

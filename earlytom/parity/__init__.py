@@ -3,29 +3,34 @@
 What needs torch is imported when it is first used: a manifest, which holds results only, is free of it.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
-from .results import Hop, HopReport, ParityReport
-from .verdict import TOLERANCES, Tolerance, judge
+from typing import TYPE_CHECKING
+
+from ..lazy import lazy_names
+
+_HOMES = {
+    name: home
+    for home, names in {
+        "agreement": "ScoreErrors agree match_frames score_errors",
+        "flips": "sources",
+        "numbers": "align compare measure",
+        "oracle": "oracle_hop oracle_trace",
+        "results": "Hop HopReport ParityReport",
+        "traces": "VideoTrace split_trace",
+        "verdict": "TOLERANCES Tolerance judge",
+    }.items()
+    for name in names.split()
+}
+__all__ = list(_HOMES)
 
 if TYPE_CHECKING:
     from .agreement import ScoreErrors, agree, match_frames, score_errors
     from .flips import sources
     from .numbers import align, compare, measure
     from .oracle import oracle_hop, oracle_trace
+    from .results import Hop, HopReport, ParityReport
     from .traces import VideoTrace, split_trace
+    from .verdict import TOLERANCES, Tolerance, judge
 
-__all__ = [
-    "TOLERANCES", "Hop", "HopReport", "ParityReport", "ScoreErrors", "Tolerance", "VideoTrace", "agree", "align",
-    "compare", "judge", "match_frames", "measure", "oracle_hop", "oracle_trace", "score_errors", "sources",
-    "split_trace",
-]  # fmt: skip
-
-
-def __getattr__(name: str) -> Any:
-    for home in ("agreement", "flips", "numbers", "oracle", "traces") if name in __all__ else ():
-        module = import_module(f".{home}", __name__)
-        if hasattr(module, name):
-            return getattr(module, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, _HOMES)

@@ -126,7 +126,7 @@ def agree(
     plan = PlanAgreement(
         len(reference.weights), len(other), dynamic_equal, patches, equal, comparable, comparable_equal, first,
         tuple(flips),
-    )  # fmt: skip
+    )
     return Agreement(plan, rows, tuple(tokens))
 
 

@@ -68,7 +68,7 @@ def oracle_trace(vision: Vision, frames: Tensor, config: EarlyTomConfig) -> Vide
     trace = reference.trace_video(
         vision, frames, retain_ratio=config.retain, merge_layers=config.merge_layers, contextual=config.contextual,
         neighbours=config.neighbours, beta=config.beta, **config.segmenting,
-    )  # fmt: skip
+    )
     stages, composite = [], torch.eye(len(frames))
     for before, after in trace.stages:
         weights = _weights(before, config)
@@ -81,7 +81,7 @@ def oracle_trace(vision: Vision, frames: Tensor, config: EarlyTomConfig) -> Vide
         tuple(tokens[mask] for mask in by_frame), tuple(trace.position[mask] for mask in by_frame), newlines,
         torch.tensor([i in ends for i in left]), composite, tuple(stages),
         _cosines(trace.stages[-1][1], config.max_window), trace.received.cpu(),
-    )  # fmt: skip
+    )
 
 
 def _weights(hidden: Tensor, config: EarlyTomConfig) -> Tensor:

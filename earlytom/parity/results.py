@@ -209,7 +209,7 @@ class HopReport:
         report = _read(
             cls, values, derived=("name", "differences", "plan", "polygraphy") if ran else ("name",), reasons=reasons,
             numbers=None, polygraphy={},
-        )  # fmt: skip
+        )
         if report.status not in STATES or not all(isinstance(reason, str) for reason in reasons):
             raise InputError(f"the hop {report.name} is {report.status!r} for the reasons {reasons}")
         if not ran:
@@ -224,7 +224,7 @@ class HopReport:
         numbers = Hop(
             report.reference, report.actual, report.dtype,
             {name: Difference.from_dict(differences[name]) for name in names}, PlanAgreement.from_dict(values["plan"]),
-        )  # fmt: skip
+        )
         return replace(report, numbers=numbers, polygraphy=polygraphy)
 
 

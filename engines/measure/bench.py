@@ -73,4 +73,4 @@ def bench_bundle(
             "tflops": {name: round(done / times.timing(name).median / 1e9, 3) for name in calls},
             "device_memory_bytes": memory, "why": why, "not_run": not_run, "machine": describe_machine(),
             "clocks": {"before": before, "after": clocks()},
-        }  # fmt: skip
+        }

@@ -16,12 +16,12 @@ PACKAGES = (
     "earlytom-export", "torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu",
     "polygraphy", "tensorrt", "tensorrt-cu12", "tensorrt-cu13", "tensorrt_cu13_bindings", "tensorrt-rtx",
     "numpy", "triton",
-)  # fmt: skip
+)
 _QUERY = {
     "clocks.sm": "sm_mhz", "clocks.mem": "memory_mhz", "clocks.max.sm": "sm_max_mhz", "power.draw": "watts",
     "power.limit": "watts_limit", "temperature.gpu": "celsius", "clocks_throttle_reasons.active": "throttled",
     "utilization.gpu": "utilization",
-}  # fmt: skip
+}
 
 
 def versions() -> dict[str, str]:
@@ -41,7 +41,7 @@ def describe_machine() -> dict[str, Any]:
     found: dict[str, Any] = {
         "card": None, "system": platform.platform(), "processor": _processor(), "cores": os.cpu_count(),
         "torch_cuda": torch.version.cuda, "versions": versions(),
-    }  # fmt: skip
+    }
     if card is not None:
         found |= {"card": card.name, "target": card.target, "driver": card.driver, "driver_cuda": card.cuda}
     if torch.cuda.is_available():
@@ -61,7 +61,7 @@ def clocks(*fields: str) -> dict[str, str]:
         done = subprocess.run(
             ["nvidia-smi", f"--id={_card_name()}", f"--query-gpu={','.join(wanted)}", "--format=csv,noheader,nounits"],
             capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
+        )
     except (OSError, subprocess.SubprocessError):
         return {}
     values = [value.strip() for value in done.stdout.strip().split(",")]

@@ -187,7 +187,7 @@ def _run_worker(request: dict[str, Any], progress: Callable[[str], None]) -> dic
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, encoding="utf-8",
             start_new_session=True,  # Ctrl-C is for us, and we end it
             env=os.environ | {"PYTHONHASHSEED": "0"},
-        )  # fmt: skip
+        )
         try:
             assert worker.stdin is not None and worker.stdout is not None
             try:

@@ -133,7 +133,7 @@ def _preference(record: EngineRecord, card: Card) -> tuple[Any, ...]:
     return (
         record.gpu not in (None, card.name), general, record.version_compatible,
         record.settings.strip_weights, len(record.targets), record.file,
-    )  # fmt: skip
+    )
 
 
 def _numbers(version: str) -> tuple[int, ...]:

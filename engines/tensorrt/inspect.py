@@ -53,7 +53,7 @@ class EngineSummary:
         return Inspection(
             self.kernels, len(self.attention), len(self.fused), self.unfused, tuple(sorted(set(self.fused_kernels))),
             self.other_types, self.warnings,
-        )  # fmt: skip
+        )
 
 
 def expected_attention(manifest: Manifest) -> tuple[str, ...]:

@@ -104,13 +104,13 @@ class TensorRTRunner(Closing):
         with cuda.device(self.device):
             context = engine.create_execution_context() if self._config is None else (
                 engine.create_execution_context(self._config)
-            )  # fmt: skip
+            )
             if context is None:
                 raise EngineError(f"the engine cannot be given memory to run in: {self._logger.last_words()}")
             return ExecutionSlot(
                 context, self.inputs, self.outputs, self.device, graph=self._graph, last_error=self._logger.last_words,
                 keep=(self._loaded, self._cache, self._config),
-            )  # fmt: skip
+            )
 
     def _configure(self, cache: CacheFile | None) -> None:
         """How TensorRT for RTX is to run contexts, and where it puts what it compiles."""
@@ -191,7 +191,7 @@ def open_bundle(name: str, bundle: Bundle, options: OpenOptions) -> Runner:
         name, loaded, bundle.manifest.inputs, bundle.manifest.outputs, device=device, cache=cache,
         cuda_graph=options.cuda_graph, contexts=options.contexts,
         why=f"{product.title} {trt.__version__}, {record.file} on {card.name}{_elsewhere(record, card)}",
-    )  # fmt: skip
+    )
 
 
 def load_engine(trt: Any, bundle: Bundle, record: EngineRecord, card: Card, device: torch.device) -> LoadedEngine:

@@ -103,7 +103,7 @@ def build(request: Mapping[str, Any], progress: Callable[[str], None]) -> dict[s
     return {
         "version": trt.__version__, "targets": targets, "gpu": card and card.name, "driver": card and card.driver,
         "cuda": card and card.cuda,
-    }  # fmt: skip
+    }
 
 
 def make_builder(trt: Any, product: Product, logger: Any, card: Card | None) -> Any:

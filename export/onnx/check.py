@@ -81,7 +81,7 @@ def summarise(graph: Graph) -> GraphSummary:
     products = (
         [] if graph.dtype == "FLOAT"
         else [n for n in graph.nodes if n.op_type in WEIGHTED and graph.type(n.output[0]) == "FLOAT"]
-    )  # fmt: skip
+    )
     return GraphSummary(
         nodes=len(graph.nodes),
         operators=dict(sorted(Counter(node.op_type for node in graph.nodes).items())),

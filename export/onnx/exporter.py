@@ -119,7 +119,7 @@ def _trace(tower: StaticTower, opset: int) -> tuple[ir.Model, tuple[str, ...]]:
         program = torch.onnx.export(
             module, tuple(inputs.values()), dynamo=True, opset_version=opset, optimize=False, verbose=False,
             input_names=list(inputs), custom_translation_table=translations(_name(tower.vision.dtype), opset),
-        )  # fmt: skip
+        )
     assert program is not None
     return program.model, traced_names(tower)
 

@@ -32,13 +32,13 @@ OPERATORS: dict[str, frozenset[str]] = {
         (frozenset({"BOOL"}), "And Not Or Xor"),
     )
     for name in names.split()
-}  # fmt: skip
+}
 DATA_INPUT = {"Where": 1}  # which input's type counts, where it is not the first
 
 # Inputs that TensorRT or a static shape needs as constants; Reduce* are added in `_arguments`.
 CONSTANT_INPUTS = {"Squeeze": (1,), "Unsqueeze": (1,), "Slice": (1, 2, 3, 4), "Pad": (1, 3), "CumSum": (1,),
                    "TopK": (1,), "Reshape": (1,), "Expand": (1,), "Tile": (1,), "Resize": (1, 2, 3), "OneHot": (1,),
-                   "Split": (1,), "Trilu": (1,), "ConstantOfShape": (0,)}  # fmt: skip
+                   "Split": (1,), "Trilu": (1,), "ConstantOfShape": (0,)}
 TOPK_LIMIT = 3840
 # Sums over many values, and everything that decides a choice: float32 however the weights are stored.
 FLOAT32_OPERATORS = frozenset({
@@ -46,7 +46,7 @@ FLOAT32_OPERATORS = frozenset({
     "Exp", "CumSum", "TopK", "ArgMax", "ArgMin", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual",
     "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd",
     "ReduceSum", "ReduceSumSquare",
-})  # fmt: skip
+})
 WEIGHTED = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})
 
 
@@ -57,4 +57,4 @@ RESIZE = (
     ("nearest_mode", "round_prefer_floor", ("floor", "ceil", "round_prefer_floor", "round_prefer_ceil")),
     ("keep_aspect_ratio_policy", "stretch", ("stretch",)),
     ("antialias", 0, (0,)),
-)  # fmt: skip
+)

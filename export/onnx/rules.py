@@ -117,7 +117,7 @@ def _arguments(graph: Graph) -> Iterator[Violation]:
             wrong = [
                 f"{name} {attribute(node, name, default)}" for name, default, allowed in RESIZE
                 if attribute(node, name, default) not in allowed
-            ]  # fmt: skip
+            ]
             if wrong:
                 yield _broken(graph, node, "resize", f"TensorRT does not take {', '.join(wrong)}")
         if op in ("AveragePool", "MaxPool") and any(d != 1 for d in attribute(node, "dilations", [])):
@@ -204,4 +204,4 @@ def _join(types: frozenset[str]) -> str:
 
 RULES: tuple[Callable[[Graph], Iterator[Violation]], ...] = (
     _operators, _types, _shapes, _arguments, _attention, _precision, _initializers,
-)  # fmt: skip
+)

@@ -48,7 +48,7 @@ def _distances(x1: Any, x2: Any, p: float, compute_mode: int | None = None) -> A
 def _patches_times_kernel(
     x: Any, weight: Any, bias: Any = None, stride: Sequence[int] = (1, 1), padding: Sequence[int] = (0, 0),
     dilation: Sequence[int] = (1, 1), groups: int = 1,
-) -> Any:  # fmt: skip
+) -> Any:
     """A convolution whose kernels lie side by side, as the matrix product that it is. x [N, C, H, W]."""
     op = _operators()
 

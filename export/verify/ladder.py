@@ -214,7 +214,7 @@ class _Ladder:
         return HopReport(
             hop.reference, hop.actual, hop.dtype, "passed" if verdict.passed else "failed", verdict.reasons,
             verdict.bisect, replace(hop, plan=hop.plan.worst()), polygraphy_numbers(values, hop.dtype), note,
-        )  # fmt: skip
+        )
 
 
 def _largest(errors: Sequence[ScoreErrors]) -> ScoreErrors:

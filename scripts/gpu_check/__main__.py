@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace, command: Sequence[str]) -> int:
             dtypes=arguments.dtype, quick=arguments.quick, work=arguments.work, keep=arguments.keep,
             command=tuple(command),
         )
-    )  # fmt: skip
+    )
     print(render(content))
     if content["interrupted"]:
         return 130 if content["interrupted"] == "Ctrl-C" else 143

@@ -40,7 +40,7 @@ def first_tokens(shop: Workshop) -> dict[str, Any]:
         manifest = Manifest.derive(
             config, model.identity.geometry, dtype="fp32", opset=DEFAULT_OPSET, attention=exported.attention,
             checkpoint=model.identity.to_dict(), tools={},
-        )  # fmt: skip
+        )
         bundle = writer.commit(manifest)
     not_run: dict[str, str] = {}
     for product in PRODUCTS:

@@ -67,7 +67,7 @@ class Engines:
         done = subprocess.run(
             [sys.executable, "-c", _TRIAL, str(self.shop.bundle(variant).path), product], capture_output=True,
             text=True, check=False, cwd=Path(__file__).parents[2],
-        )  # fmt: skip
+        )
         if done.returncode:
             lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
             raise Skip(f"{product} offers no {target}; an engine for another card was tried on it: {lines[-1][:400]}")
@@ -87,4 +87,4 @@ class Engines:
     def facts(self, variant: Variant, record: EngineRecord) -> dict[str, Any]:
         size = self.shop.bundle(variant).manifest.files[record.file].bytes
         return {"file": record.file, "version": record.version, "targets": list(record.targets), "bytes": size,
-                "export_seconds": round(self.shop.learned.get("export", 0), 2)}  # fmt: skip
+                "export_seconds": round(self.shop.learned.get("export", 0), 2)}

@@ -120,4 +120,4 @@ def _numbers(hop: Hop) -> dict[str, Any]:
         "reference": hop.reference, "actual": hop.actual, "passed": verdict.passed, "reasons": list(verdict.reasons),
         **tokens.to_dict(), "frames_equal": plan.shares.frames, "patches_equal": plan.shares.comparable_patches,
         "flips": plan.flips_total, "near_ties": plan.flips_excused,
-    }  # fmt: skip
+    }

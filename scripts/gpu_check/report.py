@@ -39,7 +39,7 @@ def _rows(entry: dict[str, Any]) -> Iterator[dict[str, Any]]:
             "share_of_matrix_rate": result["share_of_matrix_rate"] if main else None,
             "cosine": parity.get("cosine") if main else None,
             "patches_equal": parity.get("patches_equal") if main else None,
-        }  # fmt: skip
+        }
 
 
 def _verdicts(journal: Journal, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -53,19 +53,19 @@ def _verdicts(journal: Journal, rows: list[dict[str, Any]]) -> Iterator[dict[str
     engine = journal.result(main) or {}
     over_eager = engine.get("speedup", {}).get(EAGER)
     yield verdict("TensorRT pruned is so many times as fast as eager PyTorch full", over_eager, SPEEDUP_OVER_EAGER,
-                  time=True)  # fmt: skip
+                  time=True)
     unpruned, rebuild = journal.result("unpruned") or {}, journal.result("rebuild") or {}
     yield verdict("... as TensorRT unpruned", unpruned.get("speedup"), SPEEDUP_OVER_UNPRUNED, time=True)
     yield verdict("... and reaches this share of the card's matrix rate", engine.get("share_of_matrix_rate"),
-                  SHARE_OF_RATE, time=True)  # fmt: skip
+                  SHARE_OF_RATE, time=True)
     yield verdict("building from the timing cache is so many times as fast as from none", rebuild.get("speedup"),
-                  REBUILD, time=True)  # fmt: skip
+                  REBUILD, time=True)
     graph = journal.result("graph") or {}
     yield verdict("replay of the CUDA graph is bit-equal to plain execution", _truth(graph.get("bit_equal")), 1)
     yield verdict("two threads at once get the same answers", _truth(graph.get("threads_equal")), 1)
     memory = journal.result("memory") or {}
     yield verdict(f"growth of device memory over {memory.get('runs', 1000)} runs, bytes", memory.get("growth_bytes"), 0,
-                  most=True)  # fmt: skip
+                  most=True)
     demo = journal.result("demo") or {}
     yield verdict("first token of the demo is equal between engines", _truth(demo.get("equal")), 1)
     for entry in journal.steps:
@@ -79,7 +79,7 @@ def _parity_verdicts(entry: dict[str, Any], verdict: Any) -> Iterator[dict[str, 
         where = f"{entry['name']}: {hop['reference']} → {hop['actual']}"
         found = verdict(f"{where}, within the tolerances of its dtype", _truth(hop["passed"]), 1)
         yield found | {"cosine": hop.get("cosine"), "patches_equal": hop.get("patches_equal"),
-                       "reasons": hop["reasons"]}  # fmt: skip
+                       "reasons": hop["reasons"]}
 
 
 def _truth(value: bool | None) -> float | None:
@@ -120,7 +120,7 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
             row["step"], row["engine"], *(f"{n:.2f}" for n in numbers), f"{row['times_slower_than_main']:.2f}x",
             "" if rate is None else f"{rate:.0%}", "" if cosine is None else f"{cosine:.6f}",
             "" if patches is None else f"{patches:.2%}",
-        ))  # fmt: skip
+        ))
     widths = [max(len(cell[i]) for cell in cells) for i in range(len(head))]
     return [
         "  ".join(text.ljust(w) if i < 2 else text.rjust(w) for i, (text, w) in enumerate(zip(cell, widths))).rstrip()

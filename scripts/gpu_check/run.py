@@ -65,7 +65,7 @@ def run_check(options: CheckOptions) -> dict[str, Any]:
     head = {
         "command": list(options.command), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "quick": options.quick,
         "machine": describe_machine(), "clocks": {"before": clocks()}, "interrupted": None,
-    }  # fmt: skip
+    }
     journal = Journal(options.output, head)
     journal.write()
     with _folder(options) as folder, _limits(clock):

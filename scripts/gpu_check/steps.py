@@ -28,7 +28,7 @@ MEMORY_RUNS = 1000
 WIDTHS = (3584, 896)  # LLaVA-OneVision 7B and 0.5B
 # Seconds on an H200 with 16 cores, as long as nothing was measured here.
 GUESSES = {"weights": 8.0, "export": 45.0, f"build {TRT}": 120.0, f"build {RTX}": 20.0, f"open {TRT}": 8.0,
-           f"open {RTX}": 30.0, "open onnxruntime": 15.0}  # fmt: skip
+           f"open {RTX}": 30.0, "open onnxruntime": 15.0}
 QUICK_GUESSES = dict.fromkeys(GUESSES, 3.0)
 EAGER, FULL, PRUNED = "torch full, matrix formed", "torch full, fused", "torch pruned, fused"
 
@@ -77,7 +77,7 @@ class _Check:
                  lambda: self.engine(TRT, variant)),
             Step(f"{RTX} {title}", "build, parity, time", self.engine_guess(variant, RTX),
                  lambda: self.engine(RTX, variant)),
-        ]  # fmt: skip
+        ]
 
     def depth(self, variant: Variant) -> list[Step]:
         """What is looked at for one variant only."""
@@ -96,7 +96,7 @@ class _Check:
                  self.guess(100, 5, "open onnxruntime"), lambda: self.onnxruntime(variant)),
             Step("oracle", "the released algorithm against the static tower, fp32", self.guess(15, 2),
                  lambda: self.answers.oracle(variant.width)),
-        ]  # fmt: skip
+        ]
 
     # ---- measurements
 
@@ -141,7 +141,7 @@ class _Check:
         ratio = times.ratio(f"{product}, unpruned", f"{product}, pruned")
         self.shop.release(lambda kept: kept != full)
         return {"engine": product, "build_seconds": seconds, "times": times.to_dict(), "speedup": round(ratio, 3),
-                "parity": parity}  # fmt: skip
+                "parity": parity}
 
     def graph(self, variant: Variant) -> dict[str, Any]:
         product = self._product(variant)
@@ -160,7 +160,7 @@ class _Check:
             "engine": product, "replays": getattr(replayed, "replays_graph", False), "bit_equal": all(equal),
             "plain_repeats_itself": all(repeated), "threads_equal": threads, "times": times.to_dict(),
             "speedup": round(times.ratio("plain", "replayed"), 3),
-        }  # fmt: skip
+        }
 
     def memory(self, variant: Variant) -> dict[str, Any]:
         product = self._product(variant)
@@ -188,7 +188,7 @@ class _Check:
         _, warm = self.shop.build(variant, TRT, timing_cache=self.shop.folder / "timing")
         self.shop.learned = learned  # a further engine is not built from a full cache
         return {"from_none_seconds": cold["build_seconds"], "from_cache_seconds": warm,
-                "speedup": round(cold["build_seconds"] / warm, 2)}  # fmt: skip
+                "speedup": round(cold["build_seconds"] / warm, 2)}
 
     def attention(self, variant: Variant, operator: Variant) -> dict[str, Any]:
         product = self._product(variant)
@@ -207,7 +207,7 @@ class _Check:
         return {
             "engine": product, "build_seconds": seconds, "times": times.to_dict(), "parity": parity, "kernels": kernels,
             "primitives_over_operator": round(times.ratio("primitives", "operator"), 3),
-        }  # fmt: skip
+        }
 
     def onnxruntime(self, variant: Variant) -> dict[str, Any]:
         if self.shop.device.type != "cuda" and not self.shop.quick:
@@ -263,7 +263,7 @@ class _Check:
             "tflops": round(achieved / 1e12, 4),
             "speedup": {name: round(times.ratio(name, main), 3) for name in times.rounds if name != main},
             "share_of_matrix_rate": round(achieved / 1e12 / rate, 4) if rate else None,
-        }  # fmt: skip
+        }
 
     def _product(self, variant: Variant, only: str | None = None) -> str:
         """The first product that ran the variant. Raises Skip when none did."""

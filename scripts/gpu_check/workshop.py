@@ -130,7 +130,7 @@ class Workshop:
                     attention=exported.attention,
                     checkpoint={"name": "random", "format": "random", "digest": hashlib.sha256(b"0").hexdigest()},
                     tools={}, traced=exported.traced,
-                )  # fmt: skip
+                )
                 self.bundles[variant] = writer.commit(manifest)
             self.learned["export"] = time.perf_counter() - start
         return self.bundles[variant]

@@ -81,7 +81,7 @@ def golden_export(tmp_path_factory: pytest.TempPathFactory) -> OnnxExport:
     bundle = golden_bundle("fp32")
     path = shutil.copytree(bundle.path, tmp_path_factory.mktemp("golden") / "bundle") / MODEL
     opset, traced = bundle.manifest.opset, bundle.manifest.traced
-    return OnnxExport(path, path.with_name(f"{MODEL}.data"), opset, ("frames",), OUTPUTS, traced, 0)
+    return OnnxExport(path, path.with_name(f"{MODEL}.data"), opset, "primitives", ("frames",), OUTPUTS, traced, 0)
 
 
 def test_onnx_runtime_gives_the_towers_numbers(golden_export: OnnxExport, e2e_frames: NDArray[np.uint8]) -> None:
