@@ -125,19 +125,16 @@ def open_pipeline(
     where = torch_device(device)
     kind = torch_dtype(dtype or ("fp32" if where.type == "cpu" else "bf16"))
     name = str(checkpoint or manifest.checkpoint["name"])
-    reading: dict[str, Any] = {"pooling": config.pooling, "attn_implementation": attention}
-    # Other weights than the bundle's, or no tokenizer: the headers tell before gigabytes are read.
-    head = load(name, parts=("language",), device="meta", **reading)
-    bundle.check_weights(head.identity)
-    VideoPipeline(open, head, config)
+    reading: dict[str, Any] = {"device": where, "pooling": config.pooling, "check": bundle.check_weights}
     if engine != "auto" and ENGINES[engine].needs_weights:
-        vision = load(name, parts=("vision",), dtype=torch_dtype(manifest.dtype), device=where, **reading).vision
+        vision = load(name, parts=("vision",), dtype=torch_dtype(manifest.dtype), **reading).vision
         assert vision is not None  # it was asked for
         options["vision"] = vision
     adaptive = frame_budgets == "data"
     encoder: Any = AdaptiveTower(options["vision"], config) if adaptive else open_runner(bundle, engine, **options)
     try:
-        return VideoPipeline(encoder, load(name, parts=("language",), dtype=kind, device=where, **reading), config)
+        model = load(name, parts=("language",), dtype=kind, attn_implementation=attention, **reading)
+        return VideoPipeline(encoder, model, config)
     except BaseException:
         if not adaptive:
             encoder.close()

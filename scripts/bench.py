@@ -42,12 +42,10 @@ def run(arguments: argparse.Namespace) -> int:
         from earlytom.dtypes import torch_dtype
         from engines.opening import torch_device
 
-        model = load(
-            arguments.checkpoint, parts=("vision",), pooling=bundle.manifest.config.pooling,
+        vision = load(
+            arguments.checkpoint, parts=("vision",), pooling=bundle.manifest.config.pooling, check=bundle.check_weights,
             dtype=torch_dtype(bundle.manifest.dtype), device=torch_device(arguments.device),
-        )
-        bundle.check_weights(model.identity)
-        vision = model.vision
+        ).vision
     engines = tuple(arguments.engines.split(",")) if arguments.engines else None
     found = bench_bundle(bundle, engines, runs=arguments.runs, device=arguments.device, vision=vision)
     text = json.dumps(found, indent=1)

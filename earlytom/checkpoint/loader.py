@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +56,7 @@ def load(
     parts: Sequence[str] = PARTS,
     attn_implementation: str | None = None,
     pooling: str | None = None,
+    check: Callable[[CheckpointIdentity], None] | None = None,
 ) -> Model:
     """Load a checkpoint's weights, those of `parts` only, cast to `dtype` on `device`; modules are in eval mode.
 
@@ -64,8 +65,9 @@ def load(
     weight file that holds nothing of them is neither fetched nor opened. pooling: in place of the checkpoint's own
     (LLaVA-Video is evaluated with "average" whatever its file says). device: "meta" checks every name and shape and
     reads no weight. attn_implementation: the LLM's attention, as transformers names it; None takes flash
-    attention where it is installed and fits device and dtype, else sdpa. Tensors are read one at a time
-    into modules that hold nothing before, so memory never holds more than the model and one tensor.
+    attention where it is installed and fits device and dtype, else sdpa. check: is given the identity before a weight
+    is read, and may raise. Tensors are read one at a time into modules that hold nothing before, so memory never holds
+    more than the model and one tensor.
 
     Raises CheckpointError, one sentence, when there is no such checkpoint, when it is foreign, damaged or incomplete,
     and when tensors are missing, unexpected, misshapen or of an unreadable dtype, all listed; InputError on arguments.
@@ -78,6 +80,7 @@ def load(
         raise InputError(f"pooling is {pooling!r}, it must be one of {', '.join(POOLING)}")
     parts = tuple(part for part in PARTS if part in parts)
     attn_implementation = attn_implementation or best_attention(torch.device(device), dtype)
+    asked = (dtype, torch.device(device), parts, attn_implementation, pooling, check)
     if str(checkpoint) == "demo":
         from .demo import write_demo
 
@@ -87,10 +90,8 @@ def load(
             reason = error.strerror or error
             raise CheckpointError(f"there is no temporary directory to write the demo to (TMPDIR): {reason}") from None
         with temporary as made:
-            directory = write_demo(made)
-            return _load(directory, "demo", "demo", dtype, torch.device(device), parts, attn_implementation, pooling)
-    directory = checkpoint_directory(checkpoint, parts)
-    return _load(directory, str(checkpoint), None, dtype, torch.device(device), parts, attn_implementation, pooling)
+            return _load(write_demo(made), "demo", "demo", *asked)
+    return _load(checkpoint_directory(checkpoint, parts), str(checkpoint), None, *asked)
 
 
 def best_attention(device: torch.device, dtype: torch.dtype) -> str:
@@ -148,6 +149,7 @@ def _load(
     parts: tuple[str, ...],
     attn_implementation: str,
     pooling: str | None,
+    check: Callable[[CheckpointIdentity], None] | None,
 ) -> Model:
     config = read_config(directory)
     if pooling is not None:
@@ -165,6 +167,17 @@ def _load(
                 stored[key], homes[key] = tensor, file
 
     modules, needed, found = empty_modules(directory, config, stored, parts, attn_implementation)
+    identity = CheckpointIdentity(
+        name=name,
+        format=format or config.format,
+        digest=weights_digest(directory, config, files),
+        geometry=config.geometry,
+        pooling=config.pooling,
+        newline=config.newline,
+        language_layers=config.text["num_hidden_layers"],
+    )
+    if check is not None:
+        check(identity)
     if device.type == "meta":
         tensors = {slot: torch.empty(shape, dtype=dtype, device=device) for slot, shape in needed.items()}
     else:
@@ -177,15 +190,6 @@ def _load(
         if not eos and tokenizer is not None and tokenizer.eos_token_id is not None:
             eos = (tokenizer.eos_token_id,)
         finish(language, device, eos)
-    identity = CheckpointIdentity(
-        name=name,
-        format=format or config.format,
-        digest=weights_digest(directory, config, files),
-        geometry=config.geometry,
-        pooling=config.pooling,
-        newline=config.newline,
-        language_layers=config.text["num_hidden_layers"],
-    )
     return Model(modules.get("vision"), language, tokenizer, identity, eos)
 
 

@@ -240,10 +240,9 @@ def _clips(bundle: Bundle, frames: Tensor | NDArray[np.uint8]) -> Tensor:
 
 def _weights(bundle: Bundle, checkpoint: str | Path | None) -> Vision:
     name = checkpoint or bundle.manifest.checkpoint["name"]
-    model = load(name, parts=("vision",), pooling=bundle.manifest.config.pooling)
-    bundle.check_weights(model.identity)
-    assert model.vision is not None
-    return model.vision
+    vision = load(name, parts=("vision",), pooling=bundle.manifest.config.pooling, check=bundle.check_weights).vision
+    assert vision is not None
+    return vision
 
 
 def _vouched(bundle: Bundle) -> Bundle:

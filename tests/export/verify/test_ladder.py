@@ -278,7 +278,8 @@ def test_weights_are_read_from_where_the_manifest_says(monkeypatch):
 
     def fake_load(name, **options):
         asked.append((name, options))
-        return SimpleNamespace(vision=small_vision(), identity=SimpleNamespace(name=name, digest="0" * 64))
+        options["check"](SimpleNamespace(name=name, digest="0" * 64))
+        return SimpleNamespace(vision=small_vision())
 
     monkeypatch.setattr("export.verify.ladder.load", fake_load)
     assert verify_bundle(small_bundle().path, CLIP).passed
