@@ -38,14 +38,15 @@ def write_bundle(
 
 
 def small_bundle(dtype: str = "fp32", batch: int = 1) -> Bundle:
-    """The tower of `small_vision()` with `small_config()`; do not write into it."""
+    """The tower of `small_vision()` with `small_config()`, of one merge layer for a batch; do not write into it."""
     return _small_bundle(dtype, batch)
 
 
 @functools.cache
 def _small_bundle(dtype: str, batch: int) -> Bundle:
     def make(output: Path) -> None:
-        write_bundle(output, small_vision(), small_config(), dtype=dtype, batch=batch)
+        one = {"merge_layers": (1,), "frame_budgets": (6,)} if batch > 1 else {}
+        write_bundle(output, small_vision(), small_config(**one), dtype=dtype, batch=batch)
 
     return read_bundle(shared(f"small-{dtype}-{batch}", make))
 

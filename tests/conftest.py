@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import random
@@ -25,6 +26,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 WORKER = "PYTEST_XDIST_WORKER" in os.environ
 torch.set_num_threads(1 if WORKER else 2)
 os.environ["OMP_NUM_THREADS"] = "1" if WORKER else "2"
+gc.freeze()  # an export makes many objects and few cycles: a fifth of its time would go into looking for them
+gc.set_threshold(100_000, 20, 100)
 settings.register_profile("earlytom", deadline=None, derandomize=True)
 settings.load_profile("earlytom")
 

@@ -140,7 +140,7 @@ def test_without_merge_layers_nothing_is_pruned():
     ("changes", "newline"),
     [
         ({}, "one_token"),
-        ({"contextual": 0.3}, "grid"),
+        ({"contextual": 0.3, "merge_layers": (2,), "frame_budgets": (6,)}, "grid"),
         ({"merge_layers": (), "retain": 1, "frame_budgets": ()}, "grid"),
     ],
     ids=["plain", "contextual", "unpruned"],
