@@ -33,7 +33,7 @@ def write_bundle(
         manifest = Manifest.derive(
             config, vision.geometry, dtype=dtype, batch=batch, opset=DEFAULT_OPSET, attention=exported.attention,
             checkpoint=IDENTITY | identity, tools={}, traced=exported.traced,
-        )  # fmt: skip
+        )
         return writer.commit(manifest)
 
 

@@ -73,16 +73,16 @@ def small_llava(*, layers: int = 3, feature_layer: int = -1, tied: bool = False)
     vision = SiglipVisionConfig(
         hidden_size=16, intermediate_size=24, num_hidden_layers=layers, num_attention_heads=2, image_size=56,
         patch_size=14, vision_use_head=False,
-    )  # fmt: skip
+    )
     text = Qwen2Config(
         vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=1, tie_word_embeddings=tied, rope_parameters={"rope_type": "default", "rope_theta": 1e6},
         eos_token_id=[1, 2],
-    )  # fmt: skip
+    )
     config = LlavaOnevisionConfig(
         vision_config=vision, text_config=text, image_token_index=30, video_token_index=31,
         vision_feature_layer=feature_layer,
-    )  # fmt: skip
+    )
     return LlavaOnevisionForConditionalGeneration(config).eval()
 
 

@@ -45,7 +45,7 @@ PIXELS = {"mjpeg": "yuvj420p", "gif": "rgb8"}
 def write(
     path: Path, frames: NDArray[np.uint8], *, codec: str = "libx264", rate: int = 25,
     encoder: dict[str, str] | None = None, times: Sequence[int] | None = None, **options: str,
-) -> Path:  # fmt: skip
+) -> Path:
     """Encode frames uint8 [N, H, W, 3] (even sides) into the container that the suffix names; returns the path.
 
     encoder, options: for the codec, for the container; times: when each frame is shown, in frames of `rate`.

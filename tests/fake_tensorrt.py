@@ -347,7 +347,7 @@ def cuda() -> types.SimpleNamespace:
     return types.SimpleNamespace(
         Stream=Stream, Event=Event, CUDAGraph=CUDAGraph, graph=graph, device=device, stream=stream,
         current_stream=current_stream, current_device=lambda: 0, is_available=lambda: True,
-    )  # fmt: skip
+    )
 
 
 def module(product: str, version: str) -> types.ModuleType:
@@ -358,10 +358,10 @@ def module(product: str, version: str) -> types.ModuleType:
     public: dict[str, Any] = {
         "__version__": version, "ILogger": ILogger, "Runtime": Runtime, "TensorIOMode": TensorIOMode,
         "DataType": DataType, "Refitter": Refitter, "OnnxParserRefitter": OnnxParserRefitter,
-    }  # fmt: skip
+    }
     if product == "tensorrt_rtx":
         public |= {"CudaGraphStrategy": CudaGraphStrategy, "EngineValidity": EngineValidity,
-                   "EngineInvalidityDiagnostics": EngineInvalidityDiagnostics}  # fmt: skip
+                   "EngineInvalidityDiagnostics": EngineInvalidityDiagnostics}
     else:
         public["Runtime"] = type("Runtime", (_NoValidity,), {})
     made.__dict__.update(public)

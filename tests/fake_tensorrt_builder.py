@@ -20,9 +20,9 @@ from tests.fake_tensorrt import NOT_REFITTABLE, NULL_POINTER
 RECORDS: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "tensorrt_signatures.json").read_text())
 CLASSES = ("Builder", "IBuilderConfig", "INetworkDefinition", "ILayer", "ITensor", "OnnxParser", "ParserError",
            "IProgressMonitor", "ITimingCache", "Refitter", "OnnxParserRefitter", "Runtime", "EngineInspector",
-           "ICudaEngine")  # fmt: skip
+           "ICudaEngine")
 ENUMS = ("BuilderFlag", "NetworkDefinitionCreationFlag", "HardwareCompatibilityLevel", "ProfilingVerbosity",
-         "MemoryPoolType", "LayerInformationFormat", "ComputeCapability")  # fmt: skip
+         "MemoryPoolType", "LayerInformationFormat", "ComputeCapability")
 
 
 def record(trt: Any) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def record(trt: Any) -> dict[str, Any]:
     enums = {
         name: {key: int(value) for key, value in getattr(trt, name).__members__.items()}
         for name in ENUMS if hasattr(trt, name)
-    }  # fmt: skip
+    }
     return {"classes": classes, "enums": enums}
 
 
@@ -106,7 +106,7 @@ def fake_tensorrt(version: str, *, gpu: bool = True) -> ModuleType:
         def __init__(self, logger: Any) -> None:
             if not gpu:
                 logger.log(rtx.ILogger.ERROR, "createInferBuilder: Error Code 6: API Usage Error (CUDA initialization "
-                           "failure with error: 35. Please check your CUDA installation)")  # fmt: skip
+                           "failure with error: 35. Please check your CUDA installation)")
                 raise TypeError("pybind11::init(): factory function returned nullptr")
             self._real, self._logger = rtx.Builder(logger), logger
 

@@ -53,7 +53,7 @@ PUBLISHED = {
     "llava-hf/llava-onevision-qwen2-7b-ov-hf": Published(
         "transformers", 28, 3584, 28, 4, 18944, 152128, False, None
     ),
-}  # fmt: skip
+}
 SIGLIP_SO400M = 428_225_600  # parameters of the whole vision model: 27 layers, post-layernorm, pooling head
 
 PREFIXES = {  # format -> tower, first and second projector layer, newline, LLM, head
@@ -65,7 +65,7 @@ PREFIXES = {  # format -> tower, first and second projector layer, newline, LLM,
         "vision_tower.vision_model", "multi_modal_projector.linear_1", "multi_modal_projector.linear_2",
         "image_newline", "language_model.model", "language_model.lm_head",
     ),
-}  # fmt: skip
+}
 
 
 def siglip(prefix: str, layers: int) -> Shapes:
@@ -153,7 +153,7 @@ def config_json(size: Published) -> dict[str, Any]:
         "num_hidden_layers": size.layers, "num_key_value_heads": size.key_value_heads, "rms_norm_eps": 1e-06,
         "rope_theta": 1000000.0, "sliding_window": 131072, "tie_word_embeddings": size.tied, "use_cache": True,
         "use_sliding_window": False, "vocab_size": size.vocabulary,
-    }  # fmt: skip
+    }
     if size.format == "llava-next":
         return text | {
             "architectures": ["LlavaQwenForCausalLM"], "model_type": "llava", "image_aspect_ratio": "anyres_max_9",
@@ -161,7 +161,7 @@ def config_json(size: Published) -> dict[str, Any]:
             "mm_patch_merge_type": "spatial_unpad", "mm_projector_type": "mlp2x_gelu", "mm_resampler_type": None,
             "mm_spatial_pool_mode": size.pooling, "mm_vision_select_feature": "patch", "mm_vision_select_layer": -2,
             "mm_vision_tower": "google/siglip-so400m-patch14-384", "rope_scaling": None, "torch_dtype": "bfloat16",
-        }  # fmt: skip
+        }
     return {
         "architectures": ["LlavaOnevisionForConditionalGeneration"], "model_type": "llava_onevision",
         "image_token_index": 151646, "video_token_index": 151647, "projector_hidden_act": "gelu",
@@ -172,7 +172,7 @@ def config_json(size: Published) -> dict[str, Any]:
             "hidden_size": 1152, "image_size": 384, "intermediate_size": 4304, "model_type": "siglip_vision_model",
             "num_attention_heads": 16, "num_hidden_layers": 26, "patch_size": 14, "vision_use_head": False,
         },
-    }  # fmt: skip
+    }
 
 
 def write_sparse(path: Path, shapes: Shapes) -> None:

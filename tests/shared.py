@@ -67,4 +67,4 @@ def demo_arguments() -> list[str]:
     return [
         "--checkpoint", str(small_demo()), "--frames", "8", "--retain", "0.25", "--engine", "onnxruntime",
         "--inner-layer", "3", "--quiet",
-    ]  # fmt: skip
+    ]

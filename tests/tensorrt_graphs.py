@@ -34,7 +34,7 @@ def manifest_for(dtype: str, opset: int, **changes: Any) -> Manifest:
         changes.pop("config", CONFIG), changes.pop("geometry", GEOMETRY), dtype=dtype, opset=opset, tools={},
         attention=attention_form(opset),
         checkpoint={"name": "random", "format": "none", "digest": "0"}, **changes,
-    )  # fmt: skip
+    )
 
 
 @cache

@@ -28,7 +28,7 @@ def test_golden_tokens_come_out_whatever_the_counts(case, tiny, e2e_frames):
     config = EarlyTomConfig(
         retain=meta["retain_ratio"], merge_layers=tuple(meta["merge_layers"]), tau=meta["tau"],
         max_window=meta["max_window"], ema=meta["ema"],
-    )  # fmt: skip
+    )
     outputs = AdaptiveTower(tiny, config).encode(torch.from_numpy(e2e_frames.copy()))
     torch.testing.assert_close(outputs.tokens, case["visual"], atol=1e-4, rtol=0)
     ends = {frame for segment in meta["segments"] for frame in segment}

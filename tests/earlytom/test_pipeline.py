@@ -9,7 +9,7 @@ from earlytom import InnerMerging, VideoPipeline, load, preset, read_frames
 from earlytom.errors import CheckpointError, InputError
 from earlytom.language.prompt import VIDEO_TOKEN, build_prompt
 from earlytom.language.qwen2 import generate
-from earlytom.tower import StaticTower, split_videos
+from earlytom.tower import StaticTower, TowerOutputs, split_videos
 from tests import clips
 from tests.cases import small_clip, small_config, small_vision
 
@@ -81,10 +81,10 @@ def test_padding_of_grid_newlines_is_cut_off_per_video():
         assert torch.equal(video.tokens, outputs.tokens[v, : len(video.tokens)])
 
 
-def test_a_file_is_encoded_once_and_again_when_it_changes(pipeline, tmp_path, monkeypatch):
+def test_a_file_is_encoded_once_and_again_when_it_changes(pipeline, encoded, tmp_path, monkeypatch):
     calls, path = [], tmp_path / "clip.mp4"
-    run = pipeline._run
-    monkeypatch.setattr(pipeline, "_run", lambda frames: calls.append(1) or run(frames))
+    outputs = tuple(getattr(encoded, name)[None] for name in TowerOutputs._fields)
+    monkeypatch.setattr(pipeline, "_run", lambda frames: calls.append(1) or TowerOutputs(*outputs))
     path.write_bytes(clips.real("bikes").read_bytes())
     first = pipeline.ask(path, "What is this?", max_new_tokens=2)
     assert pipeline.ask(str(path), "What is this?", max_new_tokens=2).ids == first.ids and len(calls) == 1

@@ -36,7 +36,7 @@ def config_at_the_oracles_counts(meta):
     return EarlyTomConfig(
         retain=meta["retain_ratio"], frames=32, merge_layers=tuple(meta["merge_layers"]),
         frame_budgets=tuple(after for _, after in meta["stages"]), **{n: meta[n] for n in SETTINGS[:3]},
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("case", E2E, ids=str)
@@ -88,7 +88,7 @@ def test_composite_weights_say_what_each_frame_left_is_made_of(tiny, e2e_frames)
         ({"retain": 1.0, "frame_budgets": (12, 12, 12)}, {}),
     ],
     ids=["plain", "contextual", "llava-video", "max", "grid+contextual", "one layer", "nothing merged"],
-)  # fmt: skip
+)
 def test_static_tower_is_the_oracle_where_their_counts_agree(changes, geometry):
     """Search a small clip for the oracle's counts, set the budgets to them, and compare token by token."""
     vision = small_vision(**geometry)

@@ -44,7 +44,7 @@ def golden_settings(meta):
     return {
         "merge_layers": tuple(meta["merge_layers"]), "tau": meta["tau"], "max_window": meta["max_window"],
         "ema": meta["ema"], "inner": inner, "environ": {},
-    }  # fmt: skip
+    }
 
 
 def wrapper_of(model):

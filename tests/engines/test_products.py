@@ -91,7 +91,7 @@ def test_a_missing_product_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -
         ("tensorrt", "tensorrt", "11.2.1.2", True), ("tensorrt-rtx", "tensorrt_rtx", "1.4.0.76", False),
         ("tensorrt-rtx", "tensorrt_rtx", "2.0", True),
     ],
-)  # fmt: skip
+)
 def test_versions(monkeypatch: pytest.MonkeyPatch, name: str, package: str, version: str, good: bool) -> None:
     install(monkeypatch, package, version)
     if good:

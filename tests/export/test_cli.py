@@ -28,22 +28,16 @@ from export import run as run_module
 from export.cli import build_main, export_parser, filled, main, verify_main
 from tests import clips
 from tests.cases import TINY
-from tests.shared import demo_arguments, small_demo
+from tests.shared import demo_arguments, demo_bundle, small_demo
 
 SMALL = ["--checkpoint", str(TINY), "--frames", "8", "--engine", "onnxruntime", "--inner-layer", "3", "--quiet"]
 ONE_MERGE = ["--merge-layers", "1"]  # plans are most of a small graph, and of the time of its export
-LOADS = []  # of the weights, while the bundle below was made
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
+def bundle():
     """A verified bundle of a small checkpoint, 8 frames; do not change it."""
-    output = tmp_path_factory.mktemp("cli") / "bundle"
-    load = run_module.load
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module, "load", lambda *a, **k: LOADS.append(a) or load(*a, **k))
-        assert main([*demo_arguments(), "--output", str(output)]) == 0
-    return output
+    return demo_bundle()
 
 
 def refused(argv, capsys, command=main):
@@ -72,9 +66,11 @@ def test_a_bundle_holds_what_it_should(bundle):
 
 
 def test_the_same_input_gives_the_same_bundle(bundle, tmp_path, capsys):
+    """Also in another process, with other hashes and another working directory."""
     again, tensors = tmp_path / "again", tmp_path / "tensors"
     save = ["--save-tensors", str(tensors)]
-    assert main([*demo_arguments(), "--output", str(again), *save]) == 0
+    command = [Path(sys.executable).with_name("earlytom-export"), *demo_arguments(), "--output", again, *save]
+    subprocess.run(command, check=True, cwd=tmp_path, env=os.environ | {"PYTHONHASHSEED": "7"})
     saved = {path.name: path.read_bytes() for path in tensors.iterdir()}
     assert "inputs.json" in saved
     for name in ("vision.onnx", "vision.onnx.data", "report.md", "manifest.json"):
@@ -93,7 +89,13 @@ def test_the_same_input_gives_the_same_bundle(bundle, tmp_path, capsys):
     assert {path.name: path.stat().st_mtime_ns for path in again.iterdir()} == before
 
 
-@pytest.mark.parametrize(("retain", "frames"), [(0.05, 8), (0.5, 8), (0.2, 20), (0.13, 33), (0.25, 64)])
+SLOW = pytest.mark.slow  # the counts themselves are property-tested: earlytom/test_config.py
+
+
+@pytest.mark.parametrize(
+    ("retain", "frames"),
+    [(0.05, 8), (0.13, 33), *(pytest.param(*case, marks=SLOW) for case in ((0.5, 8), (0.2, 20), (0.25, 64)))],
+)
 def test_token_count_in_manifest_graph_and_output_alike(retain, frames, tmp_path):
     import onnx
 
@@ -217,7 +219,7 @@ def test_paths_that_cannot_be_written_are_refused_before_the_work(name, tmp_path
     before = sorted(tmp_path.iterdir())
     path, says = f"{tmp_path}/{BAD_NAMES[name][0]}", BAD_NAMES[name][1]
     for options in (["--output", path], ["--output", f"{tmp_path}/b", "--save-tensors", path],
-                    ["--output", f"{tmp_path}/b", "--timing-cache", path]):  # fmt: skip
+                    ["--output", f"{tmp_path}/b", "--timing-cache", path]):
         assert says in refused([*demo_arguments(), *options], capsys)
         assert sorted(tmp_path.iterdir()) == before
     with pytest.raises(BundleError, match=r"does not exist|is a file"):
@@ -236,8 +238,11 @@ def test_a_name_as_long_as_can_be_is_an_output(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_float32_weights_are_loaded_once(bundle):
-    assert len(LOADS) == 1, "for the graph and to verify it"
+def test_float32_weights_are_loaded_once(tmp_path, monkeypatch):
+    loads, load = [], run_module.load
+    monkeypatch.setattr(run_module, "load", lambda *a, **k: loads.append(a) or load(*a, **k))
+    assert main([*demo_arguments(), *ONE_MERGE, "--output", str(tmp_path / "b")]) == 0
+    assert len(loads) == 1, "for the graph and to verify it"
 
 
 def test_a_video_is_decoded_once_and_its_frames_decide(tmp_path, monkeypatch):
@@ -285,7 +290,7 @@ def test_an_engine_is_added_without_the_checkpoint_and_replaced(bundle, tmp_path
     assert found.file("vision.sm89.rtx.engine").read_bytes() == b"second"
     assert [(hop.actual, hop.status) for hop in found.manifest.parity] == [
         ("static", "passed"), ("onnxruntime", "passed"), ("tensorrt-rtx", "not run")
-    ]  # fmt: skip
+    ]
     report = (output / "report.md").read_text()
     assert "vision.sm89.rtx.engine" in report and "earlytom-verify BUNDLE checks it" in report
     assert {path.name for path in output.iterdir()} == set(found.manifest.files) | {"manifest.json"}
@@ -417,7 +422,7 @@ def test_interrupting_leaves_nothing_behind(tmp_path):
         process = subprocess.Popen(
             [sys.executable, "-c", code, *[x for x in demo_arguments() if x != "--quiet"], "--output", str(output)],
             stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
-        )  # fmt: skip
+        )
         seen = process.stderr.readline()
         while "rewrite" not in seen:
             assert seen, "the export ended before it could be interrupted"

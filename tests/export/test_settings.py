@@ -16,7 +16,7 @@ from export.settings import EngineOptions, ExportOptions, resolve
 
 def identity(**changes):
     values = {"name": "x", "format": "llava-next", "digest": "0", "geometry": VisionGeometry(), "pooling": "bilinear",
-              "newline": "one_token", "language_layers": 28}  # fmt: skip
+              "newline": "one_token", "language_layers": 28}
     return CheckpointIdentity(**(values | changes))
 
 
@@ -35,7 +35,7 @@ def test_what_was_typed_wins():
         "--retain", "0.1", "--preset", "mvbench", "--tau", "0.9", "--frames", "16", "--merge-layers", "1,2",
         "--frame-budgets", "8,4", "--max-window", "5", "--ema", "0.5", "--contextual", "0.1", "--inner-layer", "3",
         "--inner-ratio", "0.25", "--inner-method", "dpc-knn",
-    )  # fmt: skip
+    )
     assert (config.retain, config.tau, config.frames, config.merge_layers) == (0.1, 0.9, 16, (1, 2))
     assert (config.frame_budgets, config.max_window, config.ema, config.contextual) == ((8, 4), 5, 0.5, 0.1)
     assert config.inner == InnerMerging(3, 0.25, "dpc-knn")

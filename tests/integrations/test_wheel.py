@@ -46,7 +46,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     call(
         sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", home / "bin" / "python",
         "-c", ROOT / "constraints.txt", wheel, cwd=wheel.parent,
-    )  # fmt: skip
+    )
     return home / "bin"
 
 
@@ -74,7 +74,7 @@ def test_the_commands_work_from_another_directory(installed: Path, tmp_path: Pat
     made = call(
         "earlytom-export", "--retain", "0.1", "--output", "demo", "--engine", "onnxruntime", "--json", "--quiet",
         cwd=tmp_path, environ=environ,
-    )  # fmt: skip
+    )
     assert {hop["status"] for hop in json.loads(made)["parity"]} == {"passed"}
     assert json.loads(call("earlytom-verify", "demo", "--json", cwd=tmp_path, environ=environ))["passed"]
     answer = json.loads(

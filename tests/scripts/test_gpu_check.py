@@ -74,11 +74,11 @@ def test_every_end_of_a_step_is_noted(check: Callable[..., dict[str, Any]]) -> N
         step("ours", failing(EngineError("it refuses"))), step("theirs", failing(RuntimeError("CUDA\nerror"))),
         step("missing", failing(ImportError("no", name="onnx"))), step("late", failing(OutOfTime("the time was up"))),
         step("long", dict, seconds=9999), step("last", lambda: {"y": 2}),
-    )  # fmt: skip
+    )
     assert status(content) == {
         "good": "done", "away": "skipped", "ours": "failed", "theirs": "failed", "missing": "skipped",
         "late": "skipped", "long": "skipped", "last": "done",
-    }  # fmt: skip
+    }
     by_name = {entry["name"]: entry for entry in content["steps"]}
     assert by_name["good"]["result"] == {"x": 1} and by_name["away"]["result"] == {"built": 2}
     assert by_name["theirs"]["reason"] == "RuntimeError: CUDA"
@@ -184,7 +184,7 @@ def test_every_step_of_a_card_is_sound(tmp_path: Path, monkeypatch: pytest.Monke
     for name, value in {
         "synchronize": lambda device=None: None, "mem_get_info": lambda device=None: (100, 200),
         "Stream": lambda: stream, "stream": nullcontext, "current_stream": lambda: stream,
-    }.items():  # fmt: skip
+    }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     for one in gpu_steps.all_steps(shop, journal, Clock(5), ("fp16",)):
         if one.name == "demo":
@@ -224,7 +224,7 @@ def test_it_can_be_ended_at_any_time(tmp_path: Path, how: signal.Signals) -> Non
     process = subprocess.Popen(
         [sys.executable, "-m", "scripts.gpu_check", "--quick", "--output", str(output), "--work", str(tmp_path / "w")],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    )
     try:
         end = time.monotonic() + 300  # a busy machine takes a minute to import torch
         while time.monotonic() < end and process.poll() is None:
@@ -248,7 +248,7 @@ def test_it_can_be_ended_at_any_time(tmp_path: Path, how: signal.Signals) -> Non
 def test_it_needs_little_more_than_torch(tmp_path: Path) -> None:
     """As on a box that has a checkout, torch and nothing of ours installed."""
     gone = ("onnx", "onnx_ir", "onnxscript", "onnxruntime", "polygraphy", "tensorrt", "tensorrt_rtx", "transformers",
-            "av", "safetensors", "tokenizers", "huggingface_hub")  # fmt: skip
+            "av", "safetensors", "tokenizers", "huggingface_hub")
     program = (
         "import sys, importlib.metadata as m\n"
         f"for name in {gone!r}: sys.modules[name] = None\n"
@@ -331,7 +331,7 @@ def test_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)["not_run"] == {}
     assert set(bench.bench_bundle(bundle, ("onnxruntime", "torch"), runs=1, vision=small_vision())["times"]) == {
         "onnxruntime", "torch",
-    }  # fmt: skip
+    }
     assert bench_script.main([*arguments[:2], "--engines", "tensorrt"]) == 1
     assert "no engine of" in capsys.readouterr().err
     with pytest.raises(EngineError, match="at least 1"):

@@ -272,7 +272,7 @@ def fake_flash_attention(calls: list[str]) -> Any:
     def ragged(
         q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int,
         max_seqlen_k: int, causal: bool = False, softmax_scale: float = 1.0,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         calls.append("ragged")
         cuts = zip(cu_seqlens_q[:-1], cu_seqlens_q[1:], cu_seqlens_k[:-1], cu_seqlens_k[1:], strict=True)
         parts = [attend(q[None, a:b], k[None, c:d], v[None, c:d], causal, softmax_scale)[0] for a, b, c, d in cuts]

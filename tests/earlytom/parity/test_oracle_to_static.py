@@ -31,7 +31,7 @@ def in_sequence(trace, expected):
         ({"merge_layers": (), "frame_budgets": (), "retain": 1.0}, {}),
     ],
     ids=["plain", "contextual", "grid", "max", "one layer", "unpruned"],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("seed", range(3))
 def test_every_choice_and_number_agrees(changes, form, seed):
     vision, config = small_vision(**form), small_config(tau=0.55, **changes)
@@ -87,7 +87,7 @@ def test_on_the_golden_clip(case, tiny, e2e_frames):
     config = EarlyTomConfig(
         retain=case.meta["retain_ratio"], frames=32, merge_layers=tuple(case.meta["merge_layers"]),
         frame_budgets=tuple(32 for _ in case.meta["merge_layers"]), **{name: case.meta[name] for name in names},
-    )  # fmt: skip
+    )
     expected, _, hop, *_ = oracle_hop(tiny, torch.from_numpy(e2e_frames.copy()), config)
     torch.testing.assert_close(in_sequence(expected, case["visual"]), case["visual"], atol=1e-4, rtol=0)
     verdict = judge(hop)

@@ -134,7 +134,7 @@ def toy(alike, final, received):
     stages = (Stage(alike, weights, hidden),)
     return VideoTrace(
         tuple(tokens), tuple(positions), torch.ones(1, WIDTH), dynamic, weights, stages, final, received
-    )  # fmt: skip
+    )
 
 
 def toy_scores(seed):
@@ -169,7 +169,7 @@ def test_backends_that_follow_the_rules_differ_only_by_close_choices(seed, noise
     assert bool(found.plan.flips) == (
         not same or not torch.equal(a.dynamic, b.dynamic)
         or any(not torch.equal(x, y) for x, y in zip(a.positions, b.positions))
-    )  # fmt: skip
+    )
     # Whatever is compared is the same thing on both sides.
     for i, at, j, where in found.tokens:
         assert a.positions[i][at] == b.positions[j][where]
@@ -423,7 +423,7 @@ def test_a_hop_survives_json(written):
     assert list(json.loads(text)) == [
         "name", "reference", "actual", "dtype", "status", "bisect", "note", "repeat", "reasons", "differences", "plan",
         "polygraphy",
-    ]  # fmt: skip
+    ]
     assert {"shares", "flips_total", "flips_excused", "flips", "first_layer"} <= json.loads(text)["plan"].keys()
     assert {"excused", "tied", "margin", "error", "rounding"} <= json.loads(text)["plan"]["flips"][0].keys()
 
@@ -456,7 +456,7 @@ def test_intermediates_are_named_one_way():
     assert names == [
         "similarity_0", "weights_0", "hidden_0", "similarity_12", "weights_12", "hidden_12", "similarity_final",
         "received",
-    ]  # fmt: skip
+    ]
     assert [Intermediate.from_text(name) for name in names] == list(intermediates((0, 12))) and not intermediates(())
     assert Stage._fields == OF_A_STAGE
 

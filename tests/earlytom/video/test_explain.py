@@ -127,7 +127,7 @@ def test_copies_of_one_frame_pass_the_tower_and_are_drawn(tmp_path):
     draw_explanation(
         video.frames, outputs.positions[0], outputs.dynamic[0], outputs.weights[0], grid=tower.shapes.pooled_grid,
         timestamps=video.timestamps.tolist(), path=path,
-    )  # fmt: skip
+    )
     assert Image.open(path).size[0] > 1000
 
 

@@ -90,17 +90,17 @@ short = st.text(max_size=8)
 hops = st.builds(
     HopReport, short, short, short, st.sampled_from(STATES), st.lists(short, max_size=2).map(tuple),
     bisect=st.none() | short, note=short, repeat=short,
-)  # fmt: skip
+)
 HOP = HopReport("static", "onnxruntime", "fp32", "not run", ("there is none",))
 words = st.lists(short, max_size=2).map(tuple)
 looks = st.builds(
     Inspection, st.integers(0, 99), st.integers(0, 99), st.integers(0, 99), words, words,
     st.lists(st.tuples(short, short), max_size=2).map(tuple), words,
-)  # fmt: skip
+)
 built = st.builds(
     BuildSettings, st.integers(1, 2**40), st.none() | st.integers(0, 5), st.booleans(), st.booleans(), st.booleans(),
     st.none() | looks,
-)  # fmt: skip
+)
 
 
 @st.composite
@@ -208,7 +208,7 @@ def test_what_json_cannot_hold_is_refused_when_it_is_made() -> None:
 def test_settings_of_an_engine_as_earlier_versions_wrote_them() -> None:
     """They were a dictionary, with what was seen in the engine where somebody looked."""
     seen = {"kernels": 3, "attention": 2, "fused": 1, "unfused": ["vision.layers.1.attention"], "warnings": [],
-            "fused_kernels": ["mha"], "other_types": [["vision.fc/MatMul", "float32"]]}  # fmt: skip
+            "fused_kernels": ["mha"], "other_types": [["vision.fc/MatMul", "float32"]]}
     settings = {"workspace": 4 << 30, "optimization_level": None, "strip_weights": True, "detailed": True}
     settings |= {"tf32": False}
     expected = BuildSettings(4 << 30, strip_weights=True)

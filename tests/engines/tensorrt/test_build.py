@@ -222,7 +222,7 @@ def test_too_little_workspace_says_so(tmp_path: Path) -> None:
         ({"hardware_compatibility": "ampere+"}, "does not offer hardware_compatibility: .*--engine tensorrt"),
         ({"version_compatible": True, "strip_weights": True}, "not offer version_compatible, strip_weights"),
     ],
-)  # fmt: skip
+)
 def test_options_that_cannot_be(options: dict[str, Any], message: str) -> None:
     with pytest.raises(EarlyTomError, match=message) as caught:
         BuildOptions(**options)

@@ -80,7 +80,7 @@ def test_everything_that_can_be_asked_for(trt: Any, tmp_path: Path) -> None:
     made = build(
         tmp_path, workspace=1 << 30, optimization_level=5, hardware_compatibility="ampere+", version_compatible=True,
         strip_weights=True, detailed=False, tf32=True,
-    )  # fmt: skip
+    )
     (config,) = trt.state.configs
     flag = trt.BuilderFlag
     assert config.set_flags == {flag.TF32, flag.VERSION_COMPATIBLE, flag.STRIP_PLAN, flag.REFIT_IDENTICAL}

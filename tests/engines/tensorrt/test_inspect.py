@@ -38,7 +38,7 @@ def small_manifest(config: EarlyTomConfig) -> Manifest:
     return Manifest.derive(
         config, SMALL, dtype="fp16", opset=20, attention="primitives", tools={},
         checkpoint={"name": "random", "format": "none", "digest": "0"},
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("name", ["fused", "operator"])

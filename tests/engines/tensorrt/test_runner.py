@@ -123,7 +123,7 @@ def test_the_best_engine_that_fits_is_taken(tmp_path: Path) -> None:
         full("general.engine", compatibility="ampere+"), full("same.engine", compatibility="same-cc"),
         full("other.engine", gpu="NVIDIA A30"), full("old.engine", version="11.1.0.1"), full("ours.engine"),
         full("lean.engine", version_compatible=True), full("h100.engine", targets=("sm90",)),
-    ]  # fmt: skip
+    ]
     bundle = make_bundle(tmp_path / "b", *records)
     order = []
     while any(refusal(record, A100, FULL) is None for record in bundle.manifest.engines):
@@ -252,7 +252,7 @@ def large(*records: EngineRecord) -> Bundle:
     manifest = Manifest.derive(
         preset("videomme", 0.2), LARGE, dtype="fp16", opset=20, attention="primitives", checkpoint=CHECKPOINT, tools={},
         engines=records,
-    )  # fmt: skip
+    )
     return Bundle(Path("/bundles/a b"), manifest)
 
 
@@ -268,7 +268,7 @@ def test_the_command_adds_an_engine_for_this_card() -> None:
     bundle = large(make_engine())
     assert typed(rebuild_command(bundle, "tensorrt-rtx", "sm89")) == (
         Path("/bundles/a b"), EngineOptions(engine="tensorrt-rtx", targets="sm89")
-    )  # fmt: skip
+    )
 
 
 def test_the_command_builds_anew_for_all_cards_that_another_version_built_for() -> None:
@@ -284,7 +284,7 @@ def test_the_command_keeps_how_the_engine_was_built() -> None:
     assert options == EngineOptions(
         engine="tensorrt", targets="sm90", hardware_compatibility="ampere+", version_compatible=True,
         strip_weights=True, optimization_level=4,
-    )  # fmt: skip
+    )
 
 
 def test_a_card_that_the_product_does_not_build_for_gets_the_other_one() -> None:
@@ -560,7 +560,7 @@ USED: dict[str, tuple[str, ...]] = {
     "IRuntimeCache": ("serialize", "deserialize", "reset"),
     "Refitter": ("get_missing_weights", "refit_cuda_engine"),
     "OnnxParserRefitter": ("refit_from_file",),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("package", ["tensorrt_rtx", "tensorrt"])
@@ -578,7 +578,7 @@ def test_the_fake_has_the_bindings_signatures(package: str) -> None:
             names = list(ours.co_varnames[: ours.co_argcount])
             assert names in taken, f"{owner}.{method}: {names} against {taken}"
     for owner, attribute in (("ICudaEngine", "device_memory_size_v2"), ("ICudaEngine", "num_io_tensors"),
-                             ("Runtime", "engine_host_code_allowed")):  # fmt: skip
+                             ("Runtime", "engine_host_code_allowed")):
         assert isinstance(getattr(getattr(real, owner), attribute), property)
     for name in fake.NAMES.values():
         assert hasattr(real.DataType, name)

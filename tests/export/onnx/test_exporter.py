@@ -63,7 +63,7 @@ def run(path: Path, frames: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
 def expected(tower: StaticTower, frames: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
     with torch.no_grad():
         return {name: value.float().numpy() if value.dtype == torch.bfloat16 else value.numpy()
-                for name, value in tower(torch.from_numpy(frames))._asdict().items()}  # fmt: skip
+                for name, value in tower(torch.from_numpy(frames))._asdict().items()}
 
 
 def assert_same(got: dict[str, NDArray[Any]], want: dict[str, NDArray[Any]], tolerance: float = 1e-4) -> None:
@@ -208,6 +208,7 @@ def test_the_file_holds_each_weight_once_under_its_name_and_no_path_of_this_mach
     assert len(set(names)) == len(names) and "vision.layers.5.attention/Softmax" in names
 
 
+@pytest.mark.slow  # a whole bundle is compared so in export/test_cli.py
 def test_the_same_bytes_every_time(small_export: OnnxExport, tmp_path: Path) -> None:
     """Also in another process, with other hashes and another working directory."""
     code = (

@@ -34,7 +34,7 @@ def constant(name: str, values: ArrayLike, dtype: DTypeLike = np.float32) -> Ten
 def model(
     nodes: list[NodeProto], constants: tuple[TensorProto, ...] = (), *, kind: int = F, out: int | None = None,
     shape: tuple[int | str, ...] = (2, 3, 4), opset: int = 20, rank: int | None = None,
-) -> ModelProto:  # fmt: skip
+) -> ModelProto:
     """x [2, 3, 4] -> y, whose shape is left to inference."""
     y = make_tensor_value_info("y", kind if out is None else out, None if rank is None else [None] * rank)
     graph = make_graph(nodes, "g", [make_tensor_value_info("x", kind, shape)], [y], constants)
@@ -55,7 +55,7 @@ def violations(broken: ModelProto | Path, dtype: str = "fp32", opset: int = 20) 
 def attention(
     half: int | None = None, *, scale: bool = True, between: str | None = None, cast: bool = True, axis: int = -1,
     wide: bool = False,
-) -> ModelProto:  # fmt: skip
+) -> ModelProto:
     """softmax(x * s . x') . x as the exporter writes it, with what is to be broken."""
     kind = half or F
     number = np.float16 if kind == H else np.float32
@@ -93,7 +93,7 @@ def test_good_graphs_pass_and_are_summarised() -> None:
     read.graph.output.append(make_tensor_value_info("mean", F, [2, 1, 3]))
     assert check_graph(read, dtype="fp32", opset=20).attention == {"softmax": "matrix"}
     operator = model([node("Unsqueeze", "x a", "u"), node("Attention", "u u u", "y", scale=0.5)],
-                     (constant("a", [1], np.int64),), opset=23)  # fmt: skip
+                     (constant("a", [1], np.int64),), opset=23)
     assert check_graph(operator, dtype="fp32", opset=23).attention == {"y": "operator"}
 
 
@@ -153,7 +153,7 @@ GRAPHS: dict[str, tuple[Callable[[], ModelProto], str, str, str]] = {
     "computed in vain": (lambda: model([node("Neg", "x", "y"), node("Abs", "x", "z")]), "fp32", "z", "dead-node"),
     "wrong shape": (lambda: model([node("MatMul", "x w", "y")], (constant("w", RNG.normal(size=(5, 4))),), rank=3),
                     "fp32", "graph", "onnx-checker"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", GRAPHS)
@@ -167,7 +167,7 @@ def test_a_broken_graph_is_refused_with_node_and_rule(case: str) -> None:
     ("attributes", "inputs"),
     [({"is_causal": 1}, "u u u"), ({"softcap": 2.0}, "u u u"), ({"softmax_precision": 1}, "u u u"),
      ({"scale": None}, "u u u"), ({}, "u u u m")],
-)  # fmt: skip
+)
 def test_attention_that_tensorrt_refuses(attributes: dict[str, object], inputs: str) -> None:
     given = {name: value for name, value in {"scale": 0.5, **attributes}.items() if value is not None}
     constants = (constant("a", [1], np.int64), *([constant("m", np.ones((3, 3)))] if "m" in inputs else []))
@@ -195,7 +195,7 @@ def test_all_violations_come_at_once_and_a_nameless_node_is_numbered() -> None:
 
 def test_weights_in_a_data_file_are_read_from_there(tmp_path: Path) -> None:
     twice = model([node("MatMul", "x w", "m"), node("MatMul", "m v", "y")],
-                  (WEIGHT, constant("v", numpy_helper.to_array(WEIGHT))))  # fmt: skip
+                  (WEIGHT, constant("v", numpy_helper.to_array(WEIGHT))))
     path = tmp_path / "vision.onnx"
     onnx.save(twice, path, save_as_external_data=True, location="vision.onnx.data", size_threshold=0)
     assert [(v.node, v.rule) for v in violations(path)] == [("v", "duplicate-initializer")]

@@ -57,7 +57,7 @@ def change_weight(bundle: Bundle, name: str, by: float) -> None:
 def test_the_ladder(report):
     assert [(hop.name, hop.dtype, hop.status) for hop in report.hops] == [
         ("oracle → static", "fp32", "passed"), ("static → onnxruntime", "fp32", "passed"),
-    ]  # fmt: skip
+    ]
     assert report.passed and report.complete and report.reason == ""
     text = json.dumps([hop.to_dict() for hop in report.hops], allow_nan=False)
     assert json.loads(text)[1]["differences"]["tokens"]["max_abs"] < 1e-4
@@ -128,7 +128,7 @@ def test_the_graphs_intermediates_are_the_towers():
             torch.testing.assert_close(y, x, atol=1e-4, rtol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+@pytest.mark.parametrize("dtype", ["fp32", pytest.param("fp16", marks=pytest.mark.slow)])
 def test_polygraphy_repeats_the_hop_by_hand(dtype, tmp_path):
     """With the command from the report, in the bundle's directory; and it sees a wrong graph."""
     bundle = copy_bundle(small_bundle(dtype), tmp_path / "bundle")
@@ -136,7 +136,7 @@ def test_polygraphy_repeats_the_hop_by_hand(dtype, tmp_path):
     found = verify_bundle(bundle, CLIP, vision=small_vision(), save_tensors=saved)
     assert {path.name for path in saved.iterdir()} == {
         "inputs.json", "outputs.static.json", "outputs.onnxruntime.json"
-    }  # fmt: skip
+    }
     command = shlex.split(found.hops[1].repeat)
     assert command[0] == "polygraphy"
     assert found.hops[1].repeat in render_report(replace(bundle.manifest, parity=found.hops))
@@ -183,7 +183,7 @@ def test_bfloat16_without_an_engine_is_measured_in_pytorch():
     found = verify_bundle(bundle, CLIP, vision=small_vision())
     assert [(hop.actual, hop.status) for hop in found.hops] == [
         ("static", "passed"), ("onnxruntime", "not run"), ("static in bf16", "passed")
-    ]  # fmt: skip
+    ]
     assert found.hops[2].numbers.differences["tokens"].relative > 1e-3
 
 
@@ -220,7 +220,7 @@ def test_the_report_says_what_people_ask(report):
     for part in (
         f"**{shapes.tokens} tokens**", "after layer 3", "TFLOP", "## Parity", "oracle → static", "near-tie", "SQNR",
         "polygraphy run vision.onnx", "earlytom-verify", "attention: 1 as matrix, 3 as primitives",
-    ):  # fmt: skip
+    ):
         assert part in text, part
     assert text == render_report(Manifest.from_json(verified.to_json())).replace(
         "## Parity\n", text[text.index("## Graph") : text.index("## Parity")] + "## Parity\n"
