@@ -1,7 +1,7 @@
 """A TensorRT without a card: the classes and methods that the runner uses, with the real bindings' parameters.
 
 The "engine" is JSON. A call computes tokens = mean of the frames + arange, in the memory at the addresses it was given.
-`test_tensorrt_run` holds every signature against the installed bindings. What the real library refuses, or may crash
+`engines/tensorrt/test_runner.py` holds every signature against the installed bindings. What the real library refuses, or may crash
 on, is refused here: see NOT_REFITTABLE, and the assertions.
 """
 

@@ -1,7 +1,7 @@
 """Run a bundle's TensorRT engine: torch tensors in and out by address, on the caller's stream, replayed as CUDA graphs.
 
 Both products, see engines/products.py. What may be loaded is decided in guard.py, one context is in
-tensorrt_context, kernels compiled at load are kept by tensorrt_cache.
+context.py, kernels compiled at load are kept by cache.py.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ def test_an_engine_without_details_and_text_that_is_none() -> None:
 
 
 def test_a_plan_is_read_without_a_card(tmp_path: Path) -> None:
-    """The real one is read in test_tensorrt_build; what is missing is said."""
+    """The real one is read in test_build; what is missing is said."""
     manifest, plan = small_manifest(small_config(merge_layers=(), frame_budgets=(), retain=1.0)), tmp_path / "a.engine"
     function = b"\0 function={ name=%b fqn=%b_0x0 args={ } }\0"
     names = [b"_gemm_mha_v2", b"__myl_MulAdd", b"_gemm_mha_v2", b"__myl_CastMean"]
