@@ -1,8 +1,8 @@
 """A TensorRT without a card: the classes and methods that the runner uses, with the real bindings' parameters.
 
 The "engine" is JSON. A call computes tokens = mean of the frames + arange, in the memory at the addresses it was given.
-`engines/tensorrt/test_runner.py` holds every signature against the installed bindings. What the real library refuses, or may crash
-on, is refused here: see NOT_REFITTABLE, and the assertions.
+`engines/tensorrt/test_runner.py` holds every signature against the installed bindings. What the real library refuses,
+or may crash on, is refused here: see NOT_REFITTABLE, and the assertions.
 """
 
 from __future__ import annotations
