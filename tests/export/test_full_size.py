@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from earlytom.config import EarlyTomConfig
 from earlytom.shapes import VisionGeometry
-from earlytom.siglip import Vision
+from earlytom.vision.siglip import Vision
 from earlytom.tower import StaticTower
 
 def random_vision(dtype, pooling="bilinear", newline="one_token"):
@@ -45,8 +45,7 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 """
 EXPORT = BUILD + """
-from export.onnx import export_tower
-from export.rules import check_graph
+from export.onnx import check_graph, export_tower
 path, dtype, opset, video = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4] == "video"
 vision = random_vision(getattr(torch, dtype), *(("average", "grid") if video else ()))
 weights = sum(p.numel() * p.element_size() for p in vision.parameters())
