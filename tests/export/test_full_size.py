@@ -21,6 +21,7 @@ import json, resource, sys, time
 from pathlib import Path
 import torch
 from earlytom.config import EarlyTomConfig
+from earlytom.dtypes import DTYPES
 from earlytom.shapes import VisionGeometry
 from earlytom.vision.siglip import Vision
 from earlytom.tower import StaticTower
@@ -55,7 +56,7 @@ start = time.time()
 export = export_tower(tower, path, opset=opset)
 exported = time.time()
 used = peak()
-summary = check_graph(path, dtype=dtype, opset=opset)
+summary = check_graph(path, dtype=next(d.name for d in DTYPES.values() if d.torch == dtype), opset=opset)
 print(json.dumps({"weights": weights, "peak": used, "export_s": exported - start, "check_s": time.time() - exported,
                   "nodes": summary.nodes, "attention": sorted(summary.attention.values()),
                   "onnx_bytes": path.stat().st_size, "data_bytes": export.data.stat().st_size,
