@@ -10,7 +10,6 @@ received attention is needed. Nothing of it can be exported. T frames, S patches
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +70,6 @@ class AdaptiveTower(nn.Module):
     def _run(self, hidden: Tensor) -> TowerOutputs:
         """Patch embeddings [T, S, D] -> TowerOutputs."""
         config, vision, frames = self.config, self.vision, len(hidden)
-        settings: dict[str, Any] = {"tau": config.tau, "max_window": config.max_window, "ema": config.ema}
         weights = torch.eye(frames, device=hidden.device)
         dynamic = weights.new_ones(frames, dtype=torch.bool)
         received: Tensor | None = None
@@ -80,12 +78,12 @@ class AdaptiveTower(nn.Module):
             if index not in config.merge_layers:
                 continue
             alike = similarity(hidden)
-            removed = merge_rules(alike, segments(alike, **settings)).removed
-            step = plan(alike, budget=len(hidden) - int(removed.sum()), **settings)
+            removed = merge_rules(alike, segments(alike, **config.segmenting)).removed
+            step = plan(alike, budget=len(hidden) - int(removed.sum()), **config.segmenting)
             hidden, weights = apply_plan(step, hidden), step @ weights
             if attention is not None:  # the last merge layer: its scores and segments are stage II's
                 received = apply_plan(step, attention)  # [B, S]
-                dynamic = segments(similarity(hidden), **settings).dynamic  # [B]
+                dynamic = segments(similarity(hidden), **config.segmenting).dynamic  # [B]
 
         features = pool(vision.project(hidden), config.pooling)  # [B, P, L]
         if received is None:  # no merge layers: the unpruned model

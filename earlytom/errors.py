@@ -35,3 +35,9 @@ class EngineError(EarlyTomError):
 
 class ParityError(EarlyTomError):
     """Two implementations disagree beyond tolerance."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its type."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__

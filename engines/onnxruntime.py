@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from earlytom.errors import BundleError, EngineError
+from earlytom.errors import BundleError, EngineError, first_line
 from earlytom.tower import TowerOutputs
 
 from .bundle.manifest import MODEL, TensorSpec
 from .bundle.reader import Bundle
-from .runner import Closing, Frames, OpenOptions, Runner, check_inputs, first_line
+from .runner import Closing, Frames, OpenOptions, Runner, check_inputs
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 # ONNX Runtime's names of types -> ours, and ours -> what IOBinding takes (NumPy has no bfloat16: ONNX's number for it).

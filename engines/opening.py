@@ -13,11 +13,11 @@ import torch
 
 from earlytom.adaptive import AdaptiveTower
 from earlytom.dtypes import torch_dtype
-from earlytom.errors import ConfigError, EarlyTomError, EngineError
+from earlytom.errors import ConfigError, EarlyTomError, EngineError, first_line
 
 from .bundle.reader import Bundle, read_bundle
 from .products import ENGINES, PRODUCTS, build_command
-from .runner import OpenOptions, Runner, first_line
+from .runner import OpenOptions, Runner
 
 if TYPE_CHECKING:
     from earlytom.pipeline import VideoPipeline

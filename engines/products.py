@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from earlytom.errors import EngineError
+from earlytom.errors import EngineError, first_line
 
 from .cards import CARDS, sort_targets
 
@@ -104,9 +104,8 @@ def import_product(name: str) -> Any:
         module = importlib.import_module(product.module)
         version = module_version(module)
     except Exception as error:  # its libraries may be missing, or of another version
-        lines = str(error).splitlines() or [type(error).__name__]
         raise EngineError(
-            f"the package {product.module} is installed but does not load ({lines[0]}): "
+            f"the package {product.module} is installed but does not load ({first_line(error)}): "
             f"{product.install.replace('install', 'install --force-reinstall')}"
         ) from error
     if version < product.minimum:

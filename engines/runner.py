@@ -107,9 +107,3 @@ class OpenOptions:
     def __post_init__(self) -> None:
         if self.providers is not None:
             object.__setattr__(self, "providers", tuple(self.providers) or None)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its type."""
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__

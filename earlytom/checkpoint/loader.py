@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..config import POOLING
-from ..errors import CheckpointError, InputError
+from ..errors import CheckpointError, InputError, first_line
 from ..vision.geometry import VisionGeometry
 from ..vision.siglip import Vision
 from .files import INDEX, read_header, read_index, tensor_files
@@ -136,7 +136,7 @@ def checkpoint_directory(checkpoint: str | Path, parts: Sequence[str] = PARTS) -
     except CheckpointError:
         raise
     except Exception as error:  # the hub client's errors have no common base: HTTP, offline, cache, validation, disk
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
+        reason = first_line(error).rstrip(".:")
         raise CheckpointError(f"{hub_id} is no directory here, and fetching it from the hub failed: {reason}") from None
 
 

@@ -11,7 +11,7 @@ import torch
 
 from earlytom.errors import EarlyTomError, EngineError
 from earlytom.flops import tower_flops
-from earlytom.video.clips import synthetic_clip
+from earlytom.video.clips import verification_clips
 
 from ..bundle.reader import Bundle
 from ..opening import open_runner
@@ -37,13 +37,13 @@ def bench_bundle(
     manifest = bundle.manifest
     if runs < 1:
         raise EngineError(f"runs is {runs}, it must be at least 1")
-    frames = torch.stack(
-        [
-            torch.from_numpy(synthetic_clip(manifest.config.frames, manifest.geometry.image_size, seed=v))
-            for v in range(manifest.batch)
-        ]
+    frames = torch.from_numpy(
+        verification_clips(
+            None, frames=manifest.config.frames, size=manifest.geometry.image_size, batch=manifest.batch
+        )
     )
-    names = tuple(engines) if engines is not None else tuple(n for n in ENGINES if n != "torch" or vision is not None)
+    possible = tuple(n for n, e in ENGINES.items() if not e.needs_weights or vision is not None)
+    names = possible if engines is None else tuple(engines)
     calls: dict[str, Callable[[], object]] = {}
     why, not_run, memory = {}, {}, {}
     with ExitStack() as stack:

@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, cuda
 
-from earlytom.errors import EngineError
+from earlytom.errors import EngineError, first_line
 
 from ..bundle.manifest import TensorSpec
-from ..runner import first_line
 
 ALIGNMENT = 256  # of addresses that TensorRT takes; torch's own allocations are aligned to 512
 
