@@ -40,7 +40,7 @@ def small_demo() -> Path:
 
 
 def write_small_demo(directory: Path) -> None:
-    write_demo(directory, format="transformers")
+    write_demo(directory, format="transformers", seed=0)
     config = json.loads((directory / "config.json").read_text())
     config["vision_config"]["image_size"] = 196
     (directory / "config.json").write_text(json.dumps(config | {"vision_feature_layer": 2}))

@@ -1,7 +1,8 @@
-"""The built-in demo checkpoint: real geometry, small widths, random weights from a seed. Made in place, in a second.
+"""The built-in demo checkpoint: real geometry, small widths; its weights come with the package, or from a seed.
 
-A frame is 384 x 384 with 729 patches, SigLIP has 27 layers of which 26 are used and Qwen2 has 24, so every published
-setting (merge layers 8,21,23, inner merging before layer 18) is valid. Answers are readable words and mean nothing.
+A frame is 384 x 384 with 729 patches, as published; SigLIP has 9 layers of which 8 are used, and Qwen2 has 7. Published
+settings are scaled to that depth: `preset(depth=, llm_layers=)`. It was trained on the small world of earlytom/demo and
+knows nothing else. With random weights (seed=) answers are readable words and mean nothing.
 """
 
 from __future__ import annotations
@@ -12,37 +13,43 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ..errors import CheckpointError
 from ..vision.geometry import VisionGeometry
 from . import demo_tokenizer
+from .files import read_header
 from .formats import SO400M
-from .keys import TABLES, Slot, key_of
+from .keys import TABLES, Slot, key_of, locate
 from .random_weights import random_weight
 
+WEIGHTS = Path(__file__).parent.parent / "demo" / "weights.safetensors"  # float32, under the names of llava-next
 TOWER = "siglip-demo-patch14-384"
 VISION: dict[str, Any] = SO400M | {
-    "model_type": "siglip_vision_model", "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2
+    "model_type": "siglip_vision_model", "hidden_size": 96, "intermediate_size": 384, "num_attention_heads": 3,
+    "num_hidden_layers": 9,
 }
 TEXT: dict[str, Any] = {
-    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 24, "num_attention_heads": 4,
+    "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 7, "num_attention_heads": 4,
     "num_key_value_heads": 2, "hidden_act": "silu", "max_position_embeddings": 32768, "rms_norm_eps": 1e-6,
     "rope_theta": 1000000.0, "tie_word_embeddings": False, "use_sliding_window": False, "sliding_window": None,
     "attention_dropout": 0.0, "initializer_range": 0.02, "bos_token_id": None,
 }
 
 
-def write_demo(directory: str | Path, *, format: str = "llava-next", seed: int = 0) -> Path:
+def write_demo(directory: str | Path, *, format: str = "llava-next", seed: int | None = None) -> Path:
     """Write the demo as a checkpoint directory of either format ("llava-next", "transformers"), float32; returns it.
 
-    Both formats hold the same weights. A tensor's values depend on the seed, its name and its shape only: they are
-    torch.randn of a CPU generator seeded with the CRC-32 of "<seed>:<part>:<name>", scaled as in `random_weight`.
-    Raises CheckpointError on an unknown format or a directory that cannot be written; nothing is left there then.
+    Both formats hold the same weights: without a seed the trained ones that come with the package, with one random
+    ones. A random tensor's values depend on the seed, its name and its shape only: they are torch.randn of a CPU
+    generator seeded with the CRC-32 of "<seed>:<part>:<name>", scaled as in `random_weight`.
+    Raises CheckpointError on an unknown format, trained weights that are missing or damaged, or a directory that cannot
+    be written; nothing is left there then.
     """
     if format not in TABLES:
         raise CheckpointError(f"there is no checkpoint format {format!r}, the formats are {' and '.join(TABLES)}")
+    seed = 0 if seed is None and not WEIGHTS.exists() else seed  # UNTIL TRAINED: remove this line with the weights here
     directory = Path(directory)
     texts = {name: json.dumps(content, indent=2, sort_keys=True) + "\n" for name, content in _configs(format).items()}
     files = {name: text.encode() for name, text in (texts | demo_tokenizer.tokenizer_files()).items()}
@@ -115,8 +122,13 @@ def _configs(format: str) -> dict[str, dict[str, Any]]:
     return files
 
 
-def demo_weights(seed: int = 0) -> dict[Slot, Tensor]:
-    """Slot (see keys.py) -> float32 tensor: all of Vision and Qwen2, and SigLIP's unused post-layernorm."""
+def demo_weights(seed: int | None) -> dict[Slot, Tensor]:
+    """Slot (see keys.py) -> float32 tensor: all of Vision and Qwen2, and SigLIP's unused post-layernorm.
+
+    seed: of random ones; None: the trained ones. Raises CheckpointError when those are missing or damaged.
+    """
+    if seed is None:
+        return _trained_weights()
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     from ..vision.siglip import Vision
@@ -128,3 +140,14 @@ def demo_weights(seed: int = 0) -> dict[Slot, Tensor]:
     width = VISION["hidden_size"]
     shapes |= {("vision", f"siglip.post_layernorm.{k}"): torch.Size([width]) for k in ("weight", "bias")}
     return {slot: random_weight(slot, shape, seed) for slot, shape in shapes.items()}
+
+
+def _trained_weights() -> dict[Slot, Tensor]:
+    if not WEIGHTS.is_file():
+        raise CheckpointError(
+            f"the demo's trained weights are not at {WEIGHTS}: install earlytom-export again, or write a demo with "
+            "random weights by write_demo(directory, seed=0)"
+        )
+    slots = {key: locate(key, "llava-next") for key in read_header(WEIGHTS)}  # of a damaged file it says what is wrong
+    tensors = load_file(WEIGHTS)
+    return {slot: tensors[key] for key, slot in slots.items() if slot is not None}

@@ -18,8 +18,17 @@ mountain moves music near next night no of off on one open orange over park pass
 red rides right river road room round runs sand scene sea second shows side sings sits sky slowly small snow someone
 something space square stands starts stops street sun swims table talks tall tall then there they through to together
 towards train tree turns two under up video walks wall water waves white wide wind window with woman yellow yes young
+an are assistant bottom change circle comes cross diamond everything flashes four heart helpful how last left colour
+does happens moves ring shape shapes this star stays thing things three top triangle turn twice way what where which why
+moment
 """
-PUNCTUATION = ".,?!"
+# What stands at the start of a line, without a space before it: roles of the chat template, questions, answers.
+STARTS = """
+system user assistant You What Which Where How Is Who Why When A An The
+One Two Three Four Red Green Blue Yellow Purple Orange White Black Circle Square Triangle Star Ring Cross Diamond Heart
+Top Bottom Left Right Up Down Yes No
+"""
+PUNCTUATION = ".,:?!"
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>")  # ids follow those of all other tokens
 EOS, PAD = "<|im_end|>", "<|endoftext|>"
 
@@ -45,9 +54,10 @@ def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
     tokens = {character: i for i, character in enumerate(sorted(ByteLevel.alphabet()))}
     merges = []
-    for word in dict.fromkeys(WORDS.split()):
-        token = "Ġ"  # a space, as byte-level BPE writes it
-        for letter in word:
+    spaced = ("Ġ" + word for word in WORDS.split())  # Ġ is a space, as byte-level BPE writes it
+    for word in dict.fromkeys([*spaced, *STARTS.split()]):
+        token = word[0]
+        for letter in word[1:]:
             longer = token + letter
             if longer not in tokens:
                 tokens[longer] = len(tokens)

@@ -30,8 +30,9 @@ def first_tokens(shop: Workshop) -> dict[str, Any]:
     from engines.tensorrt.runner import probe as probe_run
 
     model = load("demo", device="cpu")
-    config = preset("videomme", 0.2)
     assert model.vision is not None
+    layers, llm_layers = model.identity.geometry.layers, model.identity.language_layers
+    config = preset("videomme", 0.2, depth=layers, llm_layers=llm_layers)
     tower = StaticTower(model.vision, config).eval()
     shop.tick("export the demo")
     folder = shop.folder / "demo"

@@ -56,21 +56,18 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
     assert {name for name in held if name.endswith(".py")} == ours
 
 
+@pytest.mark.xfail(raises=AssertionError, strict=True, reason="the demo's trained weights are not there yet")
+def test_the_wheel_holds_the_weights_of_the_demo(wheel: Path) -> None:
+    names = [name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name]
+    assert [name for name in names if not name.endswith(".py")] == ["earlytom/demo/weights.safetensors"]
+
+
 def test_the_commands_work_from_another_directory(installed: Path, tmp_path: Path) -> None:
-    """Export, verify and ask the demo; a clip is made by the installed package itself."""
+    """Export, verify and ask the demo; a clip is drawn by the installed package itself."""
     environ = {"PATH": f"{installed}:{os.environ['PATH']}", "HOME": str(tmp_path)}
-    (tmp_path / "clip.py").write_text(
-        "import av, earlytom, export, sys\n"
-        "from earlytom.video import synthetic_clip\n"
-        f"assert not any(p.startswith({str(ROOT)!r}) for p in sys.path), sys.path\n"
-        "with av.open('clip.mp4', 'w') as file:\n"
-        "    stream = file.add_stream('mpeg4', rate=8)\n"
-        "    stream.width = stream.height = 384\n"
-        "    for image in synthetic_clip(40):\n"
-        "        file.mux(stream.encode(av.VideoFrame.from_ndarray(image)))\n"
-        "    file.mux(stream.encode())\n"
-    )
-    call(installed / "python", "clip.py", cwd=tmp_path, environ=environ)
+    paths = call(installed / "python", "-c", "import export, sys; print(sys.path)", cwd=tmp_path, environ=environ)
+    assert str(ROOT) not in paths
+    call("earlytom-clip", "clip.mp4", "--frames", "40", cwd=tmp_path, environ=environ)
     made = call(
         "earlytom-export", "--retain", "0.1", "--output", "demo", "--engine", "onnxruntime", "--json", "--quiet",
         cwd=tmp_path, environ=environ,
@@ -79,8 +76,8 @@ def test_the_commands_work_from_another_directory(installed: Path, tmp_path: Pat
     assert json.loads(call("earlytom-verify", "demo", "--json", cwd=tmp_path, environ=environ))["passed"]
     answer = json.loads(
         call(
-            "earlytom-infer", "--bundle", "demo", "--video", "clip.mp4", "--prompt", "What moves?", "--max-new-tokens",
-            "4", "--json", cwd=tmp_path, environ=environ,
+            "earlytom-infer", "--bundle", "demo", "--video", "clip.mp4", "--prompt", "What happens in this video?",
+            "--max-new-tokens", "4", "--json", cwd=tmp_path, environ=environ,
         )
     )
     assert answer["engine"] == "onnxruntime"
