@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CELL = 196  # pixels of a frame in the picture
-LINE = 14
+LINE, FONT = 19, 15  # of text
 GAP = 8
 DYNAMIC, STATIC, GONE = (46, 160, 67), (56, 109, 221), (120, 120, 120)
 
@@ -82,7 +82,7 @@ def draw_explanation(
     frames uint8 [T, H, W, 3]; positions [B, n] on the pooled grid x grid, padded with negative ones where frames keep
     unequal numbers of patches; dynamic [B]; weights [B, T]: of one video. Kept patches are bright, the others dark; a
     green border marks a dynamic frame, a blue one a static frame, and the line under it says which source frames it
-    stands for. Frames that were merged away are grey. Raises InputError when the shapes do not belong together,
+    stands for. Frames that were merged away are pale. Raises InputError when the shapes do not belong together,
     VideoError when the file cannot be written.
     """
     file = check_picture_path(path)
@@ -102,6 +102,7 @@ def draw_explanation(
     high = CELL + 2 * LINE + GAP
     sheet = pil.Image.new("RGB", (columns * (CELL + GAP) + GAP, rows * high + GAP + 2 * LINE), "white")
     draw = pil.ImageDraw.Draw(sheet)
+    draw.font = pil.ImageFont.load_default(FONT)
     draw.text((GAP, GAP // 2), _headline(total, kept, grid), fill="black")
     for t in range(total):
         x, y = GAP + t % columns * (CELL + GAP), GAP + 2 * LINE + t // columns * high
@@ -109,9 +110,8 @@ def draw_explanation(
         slot = shown_at.get(t)
         stamp = f"{t}" if timestamps is None else f"{t}  {timestamps[t]:.1f} s"
         if slot is None:
-            grey = picture.convert("L").convert("RGB")
-            picture = pil.Image.blend(grey, pil.Image.new("RGB", picture.size, "white"), 0.5)
-            note = f"in {owner[t]}" if t in owner else "dropped"
+            picture = pil.Image.blend(picture, pil.Image.new("RGB", picture.size, "white"), 0.6)
+            note = f"in #{owner[t]}" if t in owner else "dropped"
             border = GONE
         else:
             picture = _darken(picture, kept[slot], grid)
@@ -120,7 +120,7 @@ def draw_explanation(
         sheet.paste(picture, (x, y))
         draw.rectangle((x - 2, y - 2, x + CELL + 1, y + CELL + 1), outline=border, width=3)
         draw.text((x, y + CELL + 2), stamp, fill="black")
-        draw.text((x, y + CELL + 2 + LINE), note[: CELL // 5], fill=border)
+        draw.text((x, y + CELL + 2 + LINE), note[: CELL // 7], fill=border)
     _save(sheet, file)
 
 
@@ -129,7 +129,7 @@ def _headline(total: int, kept: list[list[int]], grid: int) -> str:
     share = sum(map(len, kept)) / (total * grid * grid)
     return (
         f"{total} frames -> {len(kept)}, {' or '.join(map(str, counts))} of {grid * grid} patches each: {share:.1%} of "
-        "the tokens   green: dynamic   blue: static   grey: merged away"
+        "the tokens   green: dynamic   blue: static   pale: merged into another frame, or dropped"
     )
 
 

@@ -50,6 +50,7 @@ def import_pillow() -> Any:
         import PIL.Image
         import PIL.ImageChops
         import PIL.ImageDraw
+        import PIL.ImageFont
     except ImportError as error:
         raise VideoError(
             f"resizing frames needs Pillow ({error}): install it with `pip install earlytom-export[video]`"

@@ -11,7 +11,7 @@ from earlytom.errors import InputError, VideoError
 from earlytom.tower import StaticTower
 from earlytom.video import read_frames
 from earlytom.video.clips import synthetic_clip, verification_clips
-from earlytom.video.explain import DYNAMIC, STATIC, check_picture_path, describe_mix, draw_explanation
+from earlytom.video.explain import DYNAMIC, GAP, LINE, STATIC, check_picture_path, describe_mix, draw_explanation
 from tests.cases import small_clip, small_config, small_vision
 
 
@@ -43,8 +43,17 @@ def test_negative_positions_are_padding(tmp_path):
     draw_explanation(frames, torch.tensor([[0, 3], [1, -1]]), dynamic, weights, grid=2, path=tmp_path / "padded.png")
     draw_explanation(frames, torch.tensor([[0, 3], [1, 1]]), dynamic, weights, grid=2, path=tmp_path / "plain.png")
     padded, plain = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("padded", "plain"))
-    assert (padded[36:] == plain[36:]).all(), "all but the headline, which counts the patches"
-    assert (padded[:36] != plain[:36]).any()
+    top = GAP + 2 * LINE
+    assert (padded[top:] == plain[top:]).all(), "all but the headline, which counts the patches"
+    assert (padded[:top] != plain[:top]).any()
+
+
+def test_a_frame_merged_away_is_pale_and_keeps_its_colours(tmp_path):
+    frames = np.full((2, 56, 56, 3), (200, 0, 100), np.uint8)
+    kept = torch.arange(4)[None]
+    draw_explanation(frames, kept, torch.tensor([True]), torch.tensor([[0.6, 0.4]]), grid=2, path=tmp_path / "out.png")
+    colours = {tuple(c) for c in np.asarray(Image.open(tmp_path / "out.png")).reshape(-1, 3).tolist()}
+    assert {(200, 0, 100), (233, 153, 193)} <= colours
 
 
 def test_what_does_not_belong_together_is_refused(tmp_path):
