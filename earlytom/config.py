@@ -64,7 +64,7 @@ BUDGET_SHARES = (0.625, 0.375, 0.25)
 def default_budgets(frames: int, retain: float, merges: int) -> tuple[int, ...]:
     """Frame budgets for `merges` merge layers: 20, 12, 8 of 32 frames, never fewer than retain * frames."""
     last = len(BUDGET_SHARES) - 1
-    least = _least_frames(frames, retain)
+    least = least_frames(frames, retain)
     budgets: list[int] = []
     for i in range(merges):
         at = last if merges == 1 else i * last / (merges - 1)
@@ -75,7 +75,7 @@ def default_budgets(frames: int, retain: float, merges: int) -> tuple[int, ...]:
     return tuple(budgets)
 
 
-def _least_frames(frames: int, retain: float) -> int:
+def least_frames(frames: int, retain: float) -> int:
     """The smallest budget that can hold retain * frames frames' worth of tokens."""
     return max(1, math.ceil(retain * frames - 1e-9))
 
@@ -172,7 +172,7 @@ class EarlyTomConfig:
                     f"the frame budget {after} after layer {layer} is more than the {before} frames that enter it: "
                     f"budgets must not grow, at most {before} fits"
                 )
-        least = _least_frames(self.frames, self.retain)
+        least = least_frames(self.frames, self.retain)
         if budgets[-1] < least:
             raise ConfigError(
                 f"the last frame budget {budgets[-1]} cannot hold retain {self.retain:g} of {self.frames} frames: "
