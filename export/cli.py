@@ -69,6 +69,7 @@ def export_parser() -> Parser:
     add("--verify", action=argparse.BooleanOptionalAction, help="check parity before writing")
     add("--video", type=Path, metavar="FILE", help="clip to verify on (default a synthetic one)")
     add("--save-tensors", type=Path, metavar="DIR", help="write the verified tensors in Polygraphy's format")
+    _add_question_options(parser)
     _add_output_options(parser)
     parser.set_defaults(**{field.name: field.default for field in fields(ExportOptions)})
     return parser
@@ -84,6 +85,15 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
     add("--workspace", type=float, metavar="GIB", help="memory a TensorRT kernel may use (default %(default)g)")
     add("--optimization-level", type=int, choices=range(6), metavar="0..5", help="how long TensorRT searches")
     add("--timing-cache", type=Path, metavar="DIR", help="where TensorRT keeps kernel times across builds")
+
+
+def _add_question_options(parser: argparse.ArgumentParser) -> None:
+    """What the language model is asked, the same for exporting and for verifying."""
+    add = parser.add_argument
+    add("--answers", action=argparse.BooleanOptionalAction,
+        help="compare the language model's answers too (default: of the demo)")
+    add("--prompt", dest="prompts", action="append", metavar="TEXT", help="ask this, may be given several times")
+    add("--questions", type=int, metavar="N", help="how many to ask the demo (default 12)")
 
 
 def _add_output_options(parser: argparse.ArgumentParser) -> None:
@@ -103,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = filled(ExportOptions, arguments)
         if options.checkpoint == "demo" and not arguments.quiet:
             print(
-                "Exporting the built-in demo checkpoint: real geometry, random weights, answers that mean nothing. For "
+                "Exporting the built-in demo checkpoint: real geometry, small, knows drawn clips only. For "
                 f"a real one: earlytom-export --checkpoint {REAL_CHECKPOINT} --retain 0.2 --dtype fp16",
                 file=sys.stderr, flush=True,
             )
@@ -167,6 +177,7 @@ def verify_parser() -> Parser:
     add("--video", type=Path, metavar="FILE", help="clip to verify on (default a synthetic one)")
     add("--checkpoint", metavar="PATH|HUB_ID", help="the weights, if they are not where the bundle says")
     add("--save-tensors", type=Path, metavar="DIR", help="write inputs and outputs in Polygraphy's format")
+    _add_question_options(parser)
     _add_output_options(parser)
     return parser
 
@@ -186,6 +197,7 @@ def verify_main(argv: Sequence[str] | None = None) -> int:
         bundle = read_bundle(arguments.bundle)
         report = verify_again(
             bundle, video=arguments.video, checkpoint=arguments.checkpoint, save_tensors=arguments.save_tensors,
+            answers=arguments.answers, prompts=arguments.prompts, questions=arguments.questions,
             progress=Progress(("verify",), quiet=arguments.quiet or arguments.json),
         )
         if arguments.json:

@@ -6,7 +6,7 @@ import hashlib
 import platform
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from engines.tensorrt.build import BuildOptions, engine_file_name
 
 from .build import build_options, choose_engines
 from .onnx.exporter import DEFAULT_OPSET, OPSETS
-from .settings import ExportOptions, merging_text, resolve
+from .settings import ExportOptions, Questions, choose_questions, knows_drawings, merging_text, resolve
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,7 +41,7 @@ class Job:
     """The options of an export and what they come to on this machine, for this checkpoint.
 
     engines: what to build, in order, and `why` they were chosen; builds: how, for those of TensorRT; video: the frames
-    to verify on, uint8 [V, T, H, W, 3], None for synthetic ones.
+    to verify on, uint8 [V, T, H, W, 3], None for synthetic ones; questions: to compare the answers to, None for none.
     """
 
     options: ExportOptions
@@ -53,6 +53,7 @@ class Job:
     builds: dict[str, BuildOptions]
     output: Path
     video: NDArray[np.uint8] | None
+    questions: Questions | None = None
 
     @property
     def shapes(self) -> StaticShapes:
@@ -77,6 +78,7 @@ class Job:
                 "config": self.config.to_dict(), "dtype": options.dtype, "batch": options.batch, "opset": self.opset,
                 "engines": list(self.engines), "checkpoint": self.identity.to_dict(), "verify": options.verify,
                 "video": video, "tools": tools(),
+                "questions": None if self.questions is None else asdict(self.questions),
                 "builds": {name: build_settings(options) for name, options in self.builds.items()},
             }
         )
@@ -169,9 +171,14 @@ def plan_job(options: ExportOptions, tell: Callable[[str], None] | None = None) 
         raise ConfigError(f"opset {opset} cannot be exported, choose one of {', '.join(map(str, OPSETS))}")
     if options.save_tensors is not None and not options.verify:
         raise ConfigError("the tensors to save are those of verifying, which is left out: choose one of the two")
+    if not options.verify and (options.answers or options.prompts or options.questions is not None):
+        raise ConfigError("answers are compared in verifying, which is left out: choose one of the two")
     identity = load(options.checkpoint, device="meta", parts=("vision",), pooling=options.pooling).identity
     config = resolve(options, identity)
     derive_shapes(config, identity.geometry, options.batch)
+    questions = choose_questions(
+        options.answers, options.prompts, options.questions, demo=knows_drawings(identity.format, config.frames)
+    ) if options.verify else None
     engines, why = choose_engines(options.engine)
     builds = build_options(options, engines)
     output = options.output
@@ -185,4 +192,4 @@ def plan_job(options: ExportOptions, tell: Callable[[str], None] | None = None) 
             Path(options.video), frames=config.frames, size=identity.geometry.image_size, batch=options.batch,
             tell=tell,
         )
-    return Job(options, identity, config, opset, engines, why, builds, Path(output), video)
+    return Job(options, identity, config, opset, engines, why, builds, Path(output), video, questions)

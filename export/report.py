@@ -27,6 +27,10 @@ patches of each frame stay. **Numbers** then, where the plans agree: a token tha
   both answers are right. A margin above it is a fault, and fails the hop. In fp32 only ties that float32 cannot
   resolve may flip, such as copies of one frame.
 - Only the first merge layer that differs is taken apart: behind it the two implementations see different frames.
+- **Answers**: of the bundle's language model in PyTorch and float32, greedy, to both sides' visual tokens. Where two
+  differ, the *margin* is the logit of the reference's token over that of the other's at the first token that differs,
+  the *error* the largest difference of a logit there. A margin of at most twice the error, and twice what the dtype
+  may err, is a near-tie; any other answer that differs fails the hop.
 - NaN and infinite values fail a hop. What could not run here says *not run*; that is no pass."""
 
 
@@ -147,7 +151,9 @@ def _parity(manifest: Manifest) -> str:
     if not hops:
         return "## Parity\n\nNot verified. `earlytom-verify` on this directory does it."
     rows = [(hop.name, hop.dtype, f"**{hop.status}**", *_summary(hop)) for hop in hops]
-    head = ("hop", "dtype", "", "frames equal", "patches equal", "flips (near-ties)", "tokens: max", "cosine", "SQNR")
+    head = ["hop", "dtype", "", "frames equal", "patches equal", "flips (near-ties)", "tokens: max", "cosine", "SQNR"]
+    if any(hop.answers or hop.unasked for hop in hops):
+        head, rows = [*head, "answers equal"], [(*row, _answered(hop)) for row, hop in zip(rows, hops)]
     parts = ["## Parity", _table(head, rows), _tolerance(manifest.dtype), MEANING]
     return "\n\n".join(parts + [_hop(hop) for hop in hops] + [_repeat(hops)])
 
@@ -182,6 +188,7 @@ def _hop(hop: HopReport) -> str:
         lines.append(f"- where it first goes wrong: {hop.bisect}")
     if hop.note:
         lines.append(f"\nNote: {hop.note}.")
+    lines += _answers(hop)
     if hop.numbers is None:
         return "\n".join(lines)
     rows = [
@@ -213,6 +220,33 @@ def _hop(hop: HopReport) -> str:
             + (f"SNR {t['snr']:.1f} dB." if t["snr"] is not None else "no difference.")
         )
     return "\n".join(lines)
+
+
+def _answered(hop: HopReport) -> str:
+    if hop.answers is None:
+        return "not run" if hop.unasked else ""
+    ties = f" ({_count(hop.answers.explained, 'near-tie')})" if hop.answers.explained else ""
+    return f"{hop.answers.equal} of {hop.answers.questions}{ties}"
+
+
+def _answers(hop: HopReport) -> list[str]:
+    """What the language model said to the two sides' tokens; nothing where it was not to be asked."""
+    found = hop.answers
+    if found is None:
+        return [f"\nAnswers: not run. {hop.unasked}."] if hop.unasked else []
+    text = (
+        f"\nAnswers: {found.equal} of {found.questions} are equal, {found.common} of {found.tokens} tokens until they "
+        f"part; largest difference of a logit {_number(found.error)}, closest choice {_number(found.closest)}."
+    )
+    rows = [
+        (
+            d.question, str(d.clip), str(d.index), f"{d.common}**{d.reference}**", f"{d.common}**{d.actual}**",
+            _number(d.margin), _number(d.error), _number(d.allowed), "near-tie" if d.explained else "**fault**",
+        )
+        for d in found.divergences
+    ]
+    head = ("question", "clip", "token", hop.reference, hop.actual, "margin", "error", "allowed", "")
+    return [text, *(["", _table(head, rows)] if rows else [])]
 
 
 def _flips(plan: PlanAgreement) -> str:

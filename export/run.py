@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from .onnx.check import GraphSummary, check_graph
 from .onnx.exporter import export_tower
 from .progress import Progress
 from .report import render_report
-from .settings import EngineOptions, ExportOptions
+from .settings import EngineOptions, ExportOptions, choose_questions, knows_drawings
 from .verify import verify_bundle
 from .verify.ladder import ONNXRUNTIME, STATIC
 
@@ -146,24 +147,29 @@ def _verify(job: Job, bundle: Bundle, vision: Vision | None, progress: Progress)
         full = _weights(job, torch.float32) if vision is None else vision
         folder = job.options.save_tensors
         return verify_bundle(
-            bundle, job.clips, vision=full, save_tensors=None if folder is None else Path(folder),
-            progress=progress.step,
+            bundle, job.clips, vision=full, checkpoint=job.options.checkpoint, questions=job.questions,
+            save_tensors=None if folder is None else Path(folder), progress=progress.step,
         )
 
 
 def verify_again(
     bundle: Bundle, *, video: Path | None = None, checkpoint: str | None = None, save_tensors: Path | None = None,
+    answers: bool | None = None, prompts: Sequence[str] | None = None, questions: int | None = None,
     progress: Progress | None = None,
 ) -> ParityReport:
     """Measure a bundle's parity on another clip or machine: what `earlytom-verify` does. Raises EarlyTomError."""
     check_folders(save_tensors=save_tensors)
     manifest, progress = bundle.manifest, progress or Progress(("verify",), quiet=True)
+    demo = knows_drawings(manifest.checkpoint["format"], manifest.config.frames)
+    asked = choose_questions(answers, prompts, questions, demo=demo)
     frames = verification_clips(
         video, frames=manifest.config.frames, size=manifest.geometry.image_size, batch=manifest.batch,
         tell=progress.say,
     )
     with progress.stage("verify"):
-        return verify_bundle(bundle, frames, checkpoint=checkpoint, save_tensors=save_tensors, progress=progress.step)
+        return verify_bundle(
+            bundle, frames, checkpoint=checkpoint, questions=asked, save_tensors=save_tensors, progress=progress.step
+        )
 
 
 def add_engine(bundle: Bundle | Path | str, options: EngineOptions, *, progress: Progress | None = None) -> Bundle:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,7 +48,7 @@ class ExportOptions(EngineOptions):
     are merged, 0 for none; from_environment: read the released code's variables as defaults. dtype: of weights and
     activations; batch: videos a call; output: the bundle, by default bundles/<checkpoint>-r<retain>; force: replace an
     earlier one; verify: check parity before writing, on `video` or synthetic clips; save_tensors: a directory for the
-    verified tensors in Polygraphy's format.
+    verified tensors in Polygraphy's format; answers, prompts, questions: see `choose_questions`.
     """
 
     checkpoint: str = "demo"
@@ -74,6 +74,9 @@ class ExportOptions(EngineOptions):
     verify: bool = True
     video: Path | str | None = None
     save_tensors: Path | str | None = None
+    answers: bool | None = None
+    prompts: Sequence[str] | None = None
+    questions: int | None = None
 
 
 # Options that are settings of the method, by the same name; pooling depends on the checkpoint too.
@@ -123,3 +126,48 @@ def _inner(
 def merging_text(config: EarlyTomConfig) -> str:
     """The settings of frame merging, for people."""
     return f"tau {config.tau:g}, M {config.max_window}, ema {config.ema:g}"
+
+
+PROMPTS = ("What happens in this video?", "How many things are there?")  # to any clip
+QUESTIONS = 12  # about the demo: a few seconds
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What the language model is asked from the visual tokens of both sides of a hop.
+
+    prompts: about the clip that is verified; drawn: how many about drawn clips, which are of the demo's small world.
+    """
+
+    prompts: tuple[str, ...] = PROMPTS
+    drawn: int = 0
+
+
+def knows_drawings(format: str, frames: int) -> bool:
+    """Whether to ask about drawn clips, which have 4 frames or more: the demo only."""
+    return format == "demo" and frames >= 4
+
+
+def choose_questions(
+    answers: bool | None, prompts: Sequence[str] | None, questions: int | None, *, demo: bool
+) -> Questions | None:
+    """What to ask, or None for nothing.
+
+    answers: whether to ask at all, by default of the demo only: another language model takes long to load and answer,
+    unless prompts or questions are given. prompts: own ones, in place of all others. questions: how many, for the demo.
+    Raises ConfigError on what contradicts itself.
+    """
+    if answers is False and (prompts or questions is not None):
+        raise ConfigError("there are prompts or a number of questions, and answers are not to be compared: choose one")
+    if not (demo if answers is None else answers) and not prompts and questions is None:
+        return None
+    if prompts:
+        if questions is not None:
+            raise ConfigError("a number of questions goes with the demo's own: own prompts are all that is asked")
+        return Questions(tuple(prompts))
+    if questions is not None and not demo:
+        raise ConfigError("only of the built-in demo the questions can be drawn by number: give prompts of your own")
+    count = QUESTIONS if questions is None else questions
+    if count < 1:
+        raise ConfigError(f"{count} questions cannot be asked: at least 1")
+    return Questions(PROMPTS[:count], max(0, count - len(PROMPTS))) if demo else Questions()

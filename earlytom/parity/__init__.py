@@ -13,12 +13,14 @@ _HOMES = {
     name: home
     for home, names in {
         "agreement": "ScoreErrors agree match_frames score_errors",
+        "answers": "AnswerAgreement Divergence",
+        "asking": "compare_answers",
         "flips": "sources",
         "numbers": "align compare measure",
         "oracle": "oracle_hop oracle_trace",
         "results": "Hop HopReport ParityReport",
         "traces": "VideoTrace split_trace",
-        "verdict": "TOLERANCES Tolerance judge",
+        "verdict": "TOLERANCES Tolerance judge judge_answers logits_limit",
     }.items()
     for name in names.split()
 }
@@ -26,11 +28,13 @@ __all__ = list(_HOMES)
 
 if TYPE_CHECKING:
     from .agreement import ScoreErrors, agree, match_frames, score_errors
+    from .answers import AnswerAgreement, Divergence
+    from .asking import compare_answers
     from .flips import sources
     from .numbers import align, compare, measure
     from .oracle import oracle_hop, oracle_trace
     from .results import Hop, HopReport, ParityReport
     from .traces import VideoTrace, split_trace
-    from .verdict import TOLERANCES, Tolerance, judge
+    from .verdict import TOLERANCES, Tolerance, judge, judge_answers, logits_limit
 
 __getattr__ = lazy_names(__name__, _HOMES)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, NamedTuple, TypeVar
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NamedTuple
 
 from ..errors import InputError
+from .answers import AnswerAgreement
 from .intermediates import computed_at
+from .reading import read, read_list
 
 ROUNDING = 2.0**-22  # what float32 does not resolve of a score, relative to it: two units in the last place of 1
 STATES = ("passed", "failed", "not run")
-_TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (float, int), "str": (str,)}
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Difference:
     @classmethod
     def from_dict(cls, values: Any) -> Difference:
         """What `to_dict` gave: null is infinity, in decibels negative where nothing was expected but zeros."""
-        found = _read(cls, values)
+        found = read(cls, values)
         return replace(found, sqnr_db=-math.inf) if math.isinf(found.relative) else found
 
 
@@ -90,7 +90,7 @@ class Flip:
 
     @classmethod
     def from_dict(cls, values: Any) -> Flip:
-        return _read(cls, values, derived=("excused", "tied"))
+        return read(cls, values, derived=("excused", "tied"))
 
 
 class Shares(NamedTuple):
@@ -147,8 +147,8 @@ class PlanAgreement:
 
     @classmethod
     def from_dict(cls, values: Any) -> PlanAgreement:
-        flips = tuple(Flip.from_dict(flip) for flip in _list(values, "flips"))
-        return _read(cls, values, derived=("shares",), flips=flips)
+        flips = tuple(Flip.from_dict(flip) for flip in read_list(values, "flips"))
+        return read(cls, values, derived=("shares",), flips=flips)
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,8 @@ class HopReport:
 
     status: "passed", "failed" or "not run"; reasons: why it is not "passed"; numbers: None when it did not run;
     polygraphy: its comparator's metrics of each output; note: what to know when reading the numbers; repeat: the
-    command that runs the hop by hand, in the bundle's directory, on the saved tensors.
+    command that runs the hop by hand, in the bundle's directory, on the saved tensors; answers: of the language model
+    to both sides' visual tokens, None when it was not asked; unasked: why not, where it was to be.
     """
 
     reference: str
@@ -185,6 +186,8 @@ class HopReport:
     polygraphy: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     note: str = ""
     repeat: str = ""
+    answers: AnswerAgreement | None = None
+    unasked: str = ""
 
     @property
     def name(self) -> str:
@@ -195,6 +198,10 @@ class HopReport:
         names = ("name", "reference", "actual", "dtype", "status", "bisect", "note", "repeat")
         out: dict[str, Any] = {name: getattr(self, name) for name in names}
         out["reasons"] = list(self.reasons)
+        if self.answers is not None:
+            out["answers"] = self.answers.to_dict()
+        if self.unasked:
+            out["unasked"] = self.unasked
         if self.numbers is not None:
             out["differences"] = {name: d.to_dict() for name, d in self.numbers.differences.items()}
             out["plan"] = self.numbers.plan.to_dict()
@@ -204,14 +211,20 @@ class HopReport:
     @classmethod
     def from_dict(cls, values: Any) -> HopReport:
         """What `to_dict` gave. Raises InputError, naming what is missing, unknown or of another type."""
-        reasons = tuple(_list(values, "reasons"))
+        reasons = tuple(read_list(values, "reasons"))
         ran = "plan" in values
-        report = _read(
+        report = read(
             cls, values, derived=("name", "differences", "plan", "polygraphy") if ran else ("name",), reasons=reasons,
-            numbers=None, polygraphy={},
+            numbers=None, polygraphy={}, answers=None, unasked="",
         )
         if report.status not in STATES or not all(isinstance(reason, str) for reason in reasons):
             raise InputError(f"the hop {report.name} is {report.status!r} for the reasons {reasons}")
+        # Neither key is there where nothing was to be asked, as in all manifests of versions that could not ask.
+        answers = AnswerAgreement.from_dict(values["answers"]) if "answers" in values else None
+        unasked = values.get("unasked", "")
+        if type(unasked) is not str or (unasked and answers):
+            raise InputError(f"the hop {report.name} was not asked for the reason {unasked!r:.60}")
+        report = replace(report, answers=answers, unasked=unasked)
         if not ran:
             return report
         differences, polygraphy = values["differences"], values["polygraphy"]
@@ -242,36 +255,11 @@ class ParityReport:
 
     @property
     def complete(self) -> bool:
-        """Whether every hop ran."""
-        return all(hop.status != "not run" for hop in self.hops)
+        """Whether every hop ran, and its questions where it was to have any."""
+        return all(hop.status != "not run" and not hop.unasked for hop in self.hops)
 
     @property
     def reason(self) -> str:
         """Why it did not pass, one sentence; empty when it did."""
         wrong = [hop for hop in self.hops if hop.status == "failed"] or list(self.hops)
         return "" if self.passed else f"{wrong[0].name} {wrong[0].status}: {wrong[0].reasons[0]}"
-
-
-def _read(kind: type[_T], values: Any, *, derived: tuple[str, ...] = (), **given: Any) -> _T:
-    """An instance of the dataclass `kind` from JSON: `given` fields as they are, `derived` keys follow from others."""
-    expected = [f for f in fields(kind) if f.name not in given]  # type: ignore[arg-type]
-    needed = {f.name for f in expected} | set(derived)
-    if not isinstance(values, dict):
-        raise InputError(f"{values!r:.60} is no {kind.__name__}")
-    odd = [f"unknown {n}" for n in sorted(values.keys() - needed - given.keys())]
-    odd += [f"no {n}" for n in sorted(needed - values.keys())]
-    for f in expected:
-        base, value = str(f.type).removesuffix(" | None"), values.get(f.name)
-        if not (type(value) in _TYPES[base] or (value is None and (base != f.type or base == "float"))):
-            odd.append(f"{f.name} {value!r:.60}")
-    if odd:
-        raise InputError(f"a {kind.__name__} has {', '.join(odd)}")
-    null = {"float": math.inf}
-    return kind(**given, **{f.name: null.get(str(f.type)) if (x := values[f.name]) is None else x for f in expected})
-
-
-def _list(values: Any, name: str) -> list[Any]:
-    found = values.get(name) if isinstance(values, dict) else None
-    if not isinstance(found, list):
-        raise InputError(f"{name} is {found!r:.60}, it must be a list")
-    return found

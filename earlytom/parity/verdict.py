@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..config import InnerMerging
+from .answers import AnswerAgreement
 from .intermediates import OUTPUTS, Intermediate
 from .results import Difference, Flip, Hop, PlanAgreement
 
@@ -15,7 +17,8 @@ class Tolerance:
     tokens: largest absolute error, times the tokens' rms where that is above 1 (None: the cosine decides); cosine and
     worst_cosine: of tokens; similarity: absolute; received, hidden: relative (norms); weights: absolute; patches: least
     share of equal patches in frames whose plan agrees; exact: all choices must be equal but for ties that float32 does
-    not resolve, else but for near-ties.
+    not resolve, else but for near-ties. logits: error that may explain another answer, over their
+    standard deviation, see `logits_limit`.
     """
 
     tokens: float | None
@@ -27,15 +30,21 @@ class Tolerance:
     weights: float
     patches: float
     exact: bool
+    logits: float
 
 
 # The limits on tokens and plans are what a bundle promises (docs/parity.md); those on scores are set so that an error
 # which would excuse a wrong choice fails by itself. bf16 has 8 bits of mantissa where fp16 has 11.
 TOLERANCES: dict[str, Tolerance] = {
-    "fp32": Tolerance(1e-4, 0.99999, 0.9999, 1e-5, 1e-4, 1e-4, 1e-4, patches=1.0, exact=True),
-    "fp16": Tolerance(None, 0.999, 0.99, 5e-3, 2e-2, 4.5e-2, 1e-2, patches=0.99, exact=False),
-    "bf16": Tolerance(None, 0.99, 0.93, 2e-2, 1e-1, 1.4e-1, 5e-2, patches=0.95, exact=False),
+    "fp32": Tolerance(1e-4, 0.99999, 0.9999, 1e-5, 1e-4, 1e-4, 1e-4, patches=1.0, exact=True, logits=1e-3),
+    "fp16": Tolerance(None, 0.999, 0.99, 5e-3, 2e-2, 4.5e-2, 1e-2, patches=0.99, exact=False, logits=1e-1),
+    "bf16": Tolerance(None, 0.99, 0.93, 2e-2, 1e-1, 1.4e-1, 5e-2, patches=0.95, exact=False, logits=3e-1),
 }
+
+
+# Merging inside the LLM ranks tokens too. A near-tie there exchanges a visual token, in any dtype, which moves logits
+# by up to a tenth of their standard deviation (measured with the demo; relative errors of 5e-6 in the tokens do it).
+SWAPPED = 0.1
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,24 @@ def judge(hop: Hop) -> Verdict:
         equal = f"{plan.comparable_equal} of {plan.comparable} patches"
         reasons.append(f"only {equal} ({plan.shares.comparable_patches:.2%}) are equal, {limit.patches:.0%} must be")
     return Verdict(not reasons, tuple(reasons), bisect(hop) if reasons else None)
+
+
+def logits_limit(dtype: str, inner: InnerMerging | None) -> float:
+    """The error of a logit that is allowed to a hop of this dtype, over the standard deviation of the logits."""
+    return TOLERANCES[dtype].logits + (SWAPPED if inner is not None else 0.0)
+
+
+def judge_answers(answers: AnswerAgreement) -> tuple[str, ...]:
+    """Why the answers fail a hop, one sentence: one of them differs, and is no near-tie."""
+    wrong = [divergence for divergence in answers.divergences if not divergence.explained]
+    if not wrong:
+        return ()
+    first = wrong[0]
+    return (
+        f"{len(wrong)} of {answers.questions} answers differ and no near-tie explains it, the first that to "
+        f"{first.question!r}: {first.actual!r} in place of {first.reference!r} at token {first.index} (margin "
+        f"{first.margin:.2e}, error of the logits {first.error:.2e}, allowed {first.allowed:.2e})",
+    )
 
 
 def bisect(hop: Hop) -> str | None:

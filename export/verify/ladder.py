@@ -2,7 +2,8 @@
 
 Each hop changes one thing: the first the method's form, in float32 on both sides; the second the backend and the dtype;
 the others the engine. A hop's numbers are taken where the plans agree (earlytom/parity/) and judged by the tolerances
-of the bundle's dtype; what this machine cannot run is listed as not run, with the reason, never as passed.
+of the bundle's dtype, and so are the language model's answers to both sides (interview.py); what this machine cannot
+run is listed as not run, with the reason, never as passed.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ from engines.opening import open_runner
 from engines.products import ENGINES, PRODUCTS
 
 from ..onnx.traced import run_traced
+from ..settings import Questions
+from .interview import Interview
 from .polygraphy import polygraphy_numbers, repeat_command, save_inputs, save_outputs
 
 if TYPE_CHECKING:
@@ -54,14 +57,15 @@ ONNXRUNTIME = "onnxruntime"
 def verify_bundle(
     bundle: Bundle | Path | str, frames: Tensor | NDArray[np.uint8], *, checkpoint: str | Path | None = None,
     vision: Vision | None = None, engines: Sequence[str] | None = None, save_tensors: Path | None = None,
-    progress: Callable[[str], None] | None = None,
+    questions: Questions | None = None, progress: Callable[[str], None] | None = None,
 ) -> ParityReport:
     """Run the ladder on one clip uint8 [T, H, W, 3], or one for each video of the bundle's batch [V, T, H, W, 3].
 
     vision: the weights in float32; without it they are read from checkpoint (default: the one in the manifest).
     engines: default ONNX Runtime and what the bundle holds. save_tensors: a directory for inputs and outputs in
-    Polygraphy's format. progress: called with the name of each step. A bundle that is being written, whose manifest
-    lists no files yet, can be given as a Bundle.
+    Polygraphy's format. questions: to compare the answers to; the language model is then read from the checkpoint too.
+    progress: called with the name of each step. A bundle that is being written, whose manifest lists no files yet, can
+    be given as a Bundle.
 
     Raises BundleError, CheckpointError (other weights than the bundle's), EngineError (no such engine), InputError.
     """
@@ -79,19 +83,24 @@ def verify_bundle(
             f"the weights for verifying are {vision.dtype} of {vision.geometry}, they must be float32 and of the "
             f"bundle's {manifest.geometry}"
         )
-    return _Ladder(bundle, vision, _clips(bundle, frames), save_tensors, progress or (lambda step: None)).run(engines)
+    interview = Interview(bundle, questions, checkpoint) if questions is not None else None
+    clips = _clips(bundle, frames)
+    return _Ladder(bundle, vision, clips, interview, save_tensors, progress or (lambda step: None)).run(engines)
 
 
 class _Ladder:
     """One run of `verify_bundle`: the clip, the weights and what the last backend gave."""
 
     def __init__(
-        self, bundle: Bundle, vision: Vision, clips: Tensor, directory: Path | None, progress: Callable[[str], None]
+        self, bundle: Bundle, vision: Vision, clips: Tensor, interview: Interview | None, directory: Path | None,
+        progress: Callable[[str], None],
     ) -> None:
         self.bundle, self.vision, self.clips, self.progress = bundle, vision, clips, progress
         self.directory = Path(directory) if directory is not None else None
         self.config, self.shapes, self.dtype = bundle.manifest.config, bundle.manifest.shapes, bundle.manifest.dtype
         self.errors: ScoreErrors | None = None  # of the bundle's dtype against float32, once known
+        self.interview = interview
+        self.tokens: dict[str, Sequence[Tensor]] = {}  # backend -> its visual tokens of each clip that is asked about
 
     def run(self, engines: Sequence[str]) -> ParityReport:
         hops = [self._oracle_hop()]
@@ -103,6 +112,7 @@ class _Ladder:
             save_inputs(self.directory, self.clips)
             save_outputs(self.directory, STATIC, trace.outputs)
         static = self._split(trace)
+        self._keep(STATIC, trace.outputs, tower)
         del tower, trace
         reference: tuple[str, Sequence[VideoTrace]] = (STATIC, static)
         if ONNXRUNTIME not in engines and self.dtype != "fp32":
@@ -134,7 +144,14 @@ class _Ladder:
             )
         if len(self.clips) > 1:
             note += "; the first video of the batch"
-        return self._report(found.numbers, found.aligned.values, note if found.expected.stages else "")
+        if self.interview is not None:
+            note += "; answers are to the tokens that both kept"
+        report = self._report(found.numbers, found.aligned.values, note if found.expected.stages else "")
+        if self.interview is None:
+            return report
+        values = [found.aligned.values[name] for name in ("tokens", "newlines") if name in found.aligned.values]
+        expected, actual = (torch.cat(side) for side in zip(*values))
+        return self.interview.report(report, [expected], [actual])
 
     def _engine_hop(
         self, engine: str, reference: tuple[str, Sequence[VideoTrace]], static: Sequence[VideoTrace], *, scores: bool
@@ -164,11 +181,24 @@ class _Ladder:
             rms = hop.differences["tokens"].rms
             command = repeat_command(MODEL, name, self.directory.resolve(), self.dtype, rms)
             report = replace(report, repeat=command)
-        return report, actual
+        return self._ask(report), actual
 
     def _outputs(self, engine: str) -> TowerOutputs:
         with open_runner(self.bundle, engine, vision=self.vision) as runner:
-            return TowerOutputs(*(value.cpu() for value in runner.run(self.clips)))
+            outputs = TowerOutputs(*(value.cpu() for value in runner.run(self.clips)))
+            self._keep(engine, outputs, runner.run)
+            return outputs
+
+    def _keep(self, backend: str, outputs: TowerOutputs, run: Callable[[Tensor], TowerOutputs]) -> None:
+        """The backend's visual tokens of every clip that is asked about, while it is there to run the drawn ones."""
+        if self.interview is not None:
+            self.tokens[backend] = self.interview.tokens(outputs, run)
+
+    def _ask(self, report: HopReport) -> HopReport:
+        if self.interview is None:
+            return report
+        self.progress(f"{report.actual}, answers")
+        return self.interview.report(report, self.tokens[report.reference], self.tokens[report.actual])
 
     def _with_scores(
         self, trace: TowerTrace, expected: Sequence[VideoTrace], *, always: bool
@@ -191,12 +221,15 @@ class _Ladder:
         """What the bundle's dtype does, measured in PyTorch: where no engine here shows its intermediates."""
         self.progress(f"static tower in {self.dtype}")
         lower = copy.deepcopy(self.vision).to(torch_dtype(self.dtype))
+        name = f"{STATIC} in {self.dtype}"
+        tower = StaticTower(lower, self.config, batch=len(self.clips)).eval()
         with torch.no_grad():
-            trace = StaticTower(lower, self.config, batch=len(self.clips)).eval().trace(self.clips.to(lower.device))
+            trace = tower.trace(self.clips.to(lower.device))
+        self._keep(name, trace.outputs, tower)
         actual = self._split(trace)
         self.errors = _largest([score_errors(a, b) for a, b in zip(static, actual)])
-        hop, values = self._measure((STATIC, f"{STATIC} in {self.dtype}"), static, actual)
-        return self._report(hop, values, "PyTorch's arithmetic in this dtype, no engine")
+        hop, values = self._measure((STATIC, name), static, actual)
+        return self._ask(self._report(hop, values, "PyTorch's arithmetic in this dtype, no engine"))
 
     def _split(self, trace: TowerTrace) -> tuple[VideoTrace, ...]:
         return split_trace(trace, self.config, self.shapes)

@@ -108,9 +108,9 @@ def test_token_count_in_manifest_graph_and_output_alike(retain, frames, tmp_path
     assert found.manifest.counts.tokens == expected
     graph = onnx.load(output / "vision.onnx", load_external_data=False).graph
     (tokens,) = (value for value in graph.output if value.name == "tokens")
-    assert [dim.dim_value for dim in tokens.type.tensor_type.shape.dim] == [1, expected, 64]
+    assert [dim.dim_value for dim in tokens.type.tensor_type.shape.dim] == [1, expected, 128]
     with open_runner(found, "onnxruntime") as runner:
-        assert runner.run(synthetic_clip(frames, 196)[None]).tokens.shape == (1, expected, 64)
+        assert runner.run(synthetic_clip(frames, 196)[None]).tokens.shape == (1, expected, 128)
 
 
 def test_dry_run_says_what_would_be_written_and_writes_nothing(tmp_path, capsys):
