@@ -80,6 +80,7 @@ class Clock:
     def __init__(self, minutes: float) -> None:
         self.start, self.seconds = time.monotonic(), 60 * minutes
         self.inside = False  # of a step, which may be ended
+        self.ended = False  # by a signal
 
     @property
     def used(self) -> float:

@@ -110,6 +110,10 @@ def _one(step: Step, journal: Journal, clock: Clock) -> None:
         clock.inside = True
         try:
             result = step.run()
+        except Exception as error:
+            if clock.ended:  # a library made an error of its own of the signal
+                raise SystemExit(143) from error
+            raise
         finally:
             clock.inside = False
     except Skip as error:
@@ -156,6 +160,7 @@ def _limits(clock: Clock) -> Iterator[None]:
     """SIGTERM unwinds as Ctrl-C does; SIGALRM ends the step in which the time runs out, however deep it is."""
 
     def terminate(*_: Any) -> None:
+        clock.ended = True
         raise SystemExit(143)
 
     def alarm(*_: Any) -> None:

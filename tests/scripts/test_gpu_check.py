@@ -27,7 +27,7 @@ from scripts.gpu_check import steps as gpu_steps
 from scripts.gpu_check.engines import Engines
 from scripts.gpu_check.journal import SCHEMA, Clock, Journal, OutOfTime, Skip, Step
 from scripts.gpu_check.report import render, summarise
-from scripts.gpu_check.run import CheckOptions, run_check
+from scripts.gpu_check.run import CheckOptions, _one, run_check
 from scripts.gpu_check.workshop import Variant, Workshop, random_vision
 from tests.bundles import small_bundle
 from tests.cases import small_vision
@@ -337,3 +337,14 @@ def test_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(EngineError, match="at least 1"):
         bench.bench_bundle(bundle, runs=0)
     assert SCHEMA == 1
+
+
+def test_a_signal_that_a_library_made_an_error_of_ends_the_run(tmp_path: Path) -> None:
+    def run() -> dict[str, Any]:
+        clock.ended = True  # as the signal's handler does
+        raise RuntimeError("while compiling: SystemExit 143")
+
+    clock, journal = Clock(1.0), Journal(tmp_path / "gpu.json", {})
+    with pytest.raises(SystemExit, match="143"):
+        _one(Step("compiles", "something", lambda: 0.0, run), journal, clock)
+    assert journal.steps[0]["status"] == "interrupted"
