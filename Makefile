@@ -1,4 +1,4 @@
-# make demo   export the built-in demo checkpoint at retain ratio 0.2, verify it, ask it about a clip
+# make demo   export the built-in demo checkpoint at retain ratio 0.2, verify it, draw a clip, ask about it
 # make test   the quick tests            make slow   the long ones
 # make test-integrations   those that make environments of their own: the wheel
 # make lint   ruff and mypy              make clean  remove what was made; make distclean: .venv too
@@ -18,8 +18,11 @@ PACKAGES := earlytom engines export scripts
 
 demo: $(STAMP)
 	$(BIN)/earlytom-export --retain 0.2 --output build/demo --force
-	clip="$$($(BIN)/python -m tests.clips)" && \
-	$(BIN)/earlytom-infer --bundle build/demo --video "$$clip" --prompt "What happens in this video?"
+	@echo; echo "A clip, and the right answers:"
+	$(BIN)/earlytom-clip build/demo.mp4 --index 2 --questions
+	@echo; echo "What the demo says, and sees:"
+	$(BIN)/earlytom-infer --bundle build/demo --video build/demo.mp4 --explain build/demo-kept.png \
+	  --prompt "What colour does the ring turn: black, orange, green or white?" --prompt "What happens in this video?"
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal

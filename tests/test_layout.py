@@ -235,6 +235,10 @@ def test_importing_is_lean(package: str) -> None:
         "from export.cli import build_main; build_main(['bundle', '--engine', 'onnxruntime'])",
         "import export, export.settings, engines.products, engines.bundle.manifest, earlytom.dtypes",
         "from engines.infer import main; main(['--help'])",
+        "from engines.clip import main; main(['--help'])",
+        "from engines.eval import main; main(['--help'])",
+        "from engines.eval import main; main(['--suite', 'demo', '--questions', '0'])",
+        "import earlytom.demo.suite, earlytom.demo.report, earlytom.demo.table, earlytom.demo.score",
         "from engines.infer import main; main(['--bundle', 'b', '--video', 'v', '--prompt', 'p', '--threads', '0'])",
     ],
 )

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from engines.clip import parser as clip_parser
+from engines.eval import parser as eval_parser
 from engines.infer import parser as infer_parser
 from export import settings
 from export.cli import build_parser, export_parser, verify_parser
@@ -17,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PARSERS = {
     "earlytom-export": export_parser, "earlytom-build": build_parser, "earlytom-verify": verify_parser,
-    "earlytom-infer": infer_parser,
+    "earlytom-infer": infer_parser, "earlytom-clip": clip_parser, "earlytom-eval": eval_parser,
 }
 
 
