@@ -1,0 +1,97 @@
+"""Training, stage by stage: resumable, with a log; the same seed gives the same batches and the same first weights."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import nn
+from transformers import PreTrainedTokenizerFast
+
+from earlytom.checkpoint.demo_tokenizer import tokenizer_files
+from earlytom.checkpoint.keys import key_of
+from earlytom.files import replacing
+
+from .language import Packer
+from .stages import STAGES, Stage
+from .student import Student
+
+EVERY = 50  # steps between lines of the log, and between saved states
+
+
+def train(home: Path, *, seed: int = 0, only: Sequence[str] = (), smoke: bool = False) -> Path:
+    """Run the stages (`only` those named) from where they were left; returns the weights written when all are done.
+
+    home: holds a state for each stage, `log.jsonl` and, at the end, `weights.safetensors` with the tensors of a
+    LLaVA-NeXT checkpoint. smoke: three tiny steps of each stage.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    tokenizer = Tokenizer.from_str(tokenizer_files()["tokenizer.json"])
+    student, packer = Student(seed), Packer(PreTrainedTokenizerFast(tokenizer_object=tokenizer))
+    for stage in STAGES:
+        stage = replace(stage, steps=3, size=1, warmup=1) if smoke else stage
+        saved = _load(home, stage, student)
+        if (not only or stage.name in only) and (saved is None or saved["step"] < stage.steps):
+            _run(home, stage, student, packer, saved)
+    out = home / "weights.safetensors"
+    with replacing(out) as unfinished:
+        save_file({key_of(k, "llava-next"): v for k, v in student.weights().items()}, unfinished, {"format": "pt"})
+    return out
+
+
+def _run(home: Path, stage: Stage, student: Student, packer: Packer, saved: dict[str, Any] | None) -> None:
+    parts = nn.ModuleList(student.part(name) for name in stage.trains)
+    student.requires_grad_(False)
+    parts.requires_grad_(True)
+    parameters = list(parts.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=stage.rate, betas=(0.9, 0.98), weight_decay=0.02)
+    first, mean, spent = 0, {}, 0.0
+    if saved is not None:
+        optimizer.load_state_dict(saved["optimizer"])
+        first, mean, spent = saved["step"], saved["mean"], saved["seconds"]
+    begun = time.perf_counter() - spent
+    for step in range(first, stage.steps):
+        share = min(1.0, (step + 1) / stage.warmup) * max(0.05, 0.5 + 0.5 * math.cos(math.pi * step / stage.steps))
+        for group in optimizer.param_groups:
+            group["lr"] = stage.rate * share
+        loss, values = stage.loss(student, packer, step, stage.size)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        for name, value in (values | {"loss": loss.item()}).items():
+            mean[name] = value if name not in mean else 0.97 * mean[name] + 0.03 * value
+        done = step + 1
+        if done % EVERY == 0 or done == stage.steps:
+            seconds = time.perf_counter() - begun
+            row = {"stage": stage.name, "step": done, "seconds": round(seconds), "rate": stage.rate * share}
+            row |= {name: round(value, 4) for name, value in sorted(mean.items())}
+            print(json.dumps(row), flush=True)
+            state = {"step": done, "mean": mean, "seconds": seconds, "optimizer": optimizer.state_dict()}
+            with replacing(_path(home, stage)) as unfinished:
+                torch.save(state | {name: student.part(name).state_dict() for name in stage.trains}, unfinished)
+            with (home / "log.jsonl").open("a") as log:
+                log.write(json.dumps(row) + "\n")
+    student.requires_grad_(False)
+
+
+def _load(home: Path, stage: Stage, student: Student) -> dict[str, Any] | None:
+    """The stage's last state, put into the student; None when it was never begun."""
+    if not _path(home, stage).exists():
+        return None
+    saved: dict[str, Any] = torch.load(_path(home, stage), weights_only=True)
+    for name in stage.trains:
+        student.part(name).load_state_dict(saved.pop(name))
+    return saved
+
+
+def _path(home: Path, stage: Stage) -> Path:
+    return home / f"{stage.name.replace(' ', '-')}.pt"
