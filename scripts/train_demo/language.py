@@ -164,12 +164,12 @@ def answer_loss(
 ) -> tuple[Tensor, dict[str, float]]:
     """visual [B, V, L], the newline included -> mean loss of the answers' tokens, and by kind the share of answers
     whose every token is the likeliest."""
-    ids, places, labels, owner = packer.pack(lessons, visual.shape[1])
+    ids, places, labels, owner = (x.to(visual.device) for x in packer.pack(lessons, visual.shape[1]))
     embeds = language.get_input_embeddings()(ids)
     start = len(packer.before)
     embeds = torch.cat([embeds[:, :start], visual, embeds[:, start + visual.shape[1] :]], 1)
     n, head = ids.shape[1], start + visual.shape[1]
-    sees = torch.ones(n, n, dtype=torch.bool).tril()[head:][None] & (
+    sees = torch.ones(n, n, dtype=torch.bool, device=visual.device).tril()[head:][None] & (
         (owner[:, head:, None] == owner[:, None, :]) | (owner[:, None, :] == 0)
     )  # [B, N - head, N]
     out = language.model(

@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -27,27 +31,35 @@ from .student import Student
 EVERY = 50  # steps between lines of the log, and between saved states
 
 
-def train(home: Path, *, seed: int = 0, only: Sequence[str] = (), smoke: bool = False) -> Path:
+def train(
+    home: Path, *, seed: int = 0, only: Sequence[str] = (), smoke: bool = False, times: int = 1, workers: int = 0,
+    device: str = "cpu",
+) -> Path:
     """Run the stages (`only` those named) from where they were left; returns the weights written when all are done.
 
     home: holds a state for each stage, `log.jsonl` and, at the end, `weights.safetensors` with the tensors of a
-    LLaVA-NeXT checkpoint. smoke: three tiny steps of each stage.
+    LLaVA-NeXT checkpoint. smoke: two tiny steps of each stage. times: as many times the clips in a step, where a
+    device has room; workers: processes that draw ahead.
     """
     home.mkdir(parents=True, exist_ok=True)
     tokenizer = Tokenizer.from_str(tokenizer_files()["tokenizer.json"])
-    student, packer = Student(seed), Packer(PreTrainedTokenizerFast(tokenizer_object=tokenizer))
-    for stage in STAGES:
-        stage = replace(stage, steps=3, size=1, warmup=1) if smoke else stage
-        saved = _load(home, stage, student)
-        if (not only or stage.name in only) and (saved is None or saved["step"] < stage.steps):
-            _run(home, stage, student, packer, saved)
+    student, packer = Student(seed).to(device), Packer(PreTrainedTokenizerFast(tokenizer_object=tokenizer))
+    with ProcessPoolExecutor(workers, get_context("spawn")) if workers else nullcontext() as pool:
+        for stage in STAGES:
+            stage = replace(stage, steps=2, size=1, warmup=1) if smoke else replace(stage, size=stage.size * times)
+            saved = _load(home, stage, student)
+            if (not only or stage.name in only) and (saved is None or saved["step"] < stage.steps):
+                _run(home, stage, student, packer, saved, pool, 2 * workers)
     out = home / "weights.safetensors"
     with replacing(out) as unfinished:
         save_file({key_of(k, "llava-next"): v for k, v in student.weights().items()}, unfinished, {"format": "pt"})
     return out
 
 
-def _run(home: Path, stage: Stage, student: Student, packer: Packer, saved: dict[str, Any] | None) -> None:
+def _run(
+    home: Path, stage: Stage, student: Student, packer: Packer, saved: dict[str, Any] | None, pool: Executor | None,
+    ahead: int,
+) -> None:
     parts = nn.ModuleList(student.part(name) for name in stage.trains)
     student.requires_grad_(False)
     parts.requires_grad_(True)
@@ -58,11 +70,11 @@ def _run(home: Path, stage: Stage, student: Student, packer: Packer, saved: dict
         optimizer.load_state_dict(saved["optimizer"])
         first, mean, spent = saved["step"], saved["mean"], saved["seconds"]
     begun = time.perf_counter() - spent
-    for step in range(first, stage.steps):
+    for step, drawn in _drawn(stage, first, pool, ahead):
         share = min(1.0, (step + 1) / stage.warmup) * max(0.05, 0.5 + 0.5 * math.cos(math.pi * step / stage.steps))
         for group in optimizer.param_groups:
             group["lr"] = stage.rate * share
-        loss, values = stage.loss(student, packer, step, stage.size)
+        loss, values = stage.loss(student, packer, drawn)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -72,7 +84,8 @@ def _run(home: Path, stage: Stage, student: Student, packer: Packer, saved: dict
         done = step + 1
         if done % EVERY == 0 or done == stage.steps:
             seconds = time.perf_counter() - begun
-            row = {"stage": stage.name, "step": done, "seconds": round(seconds), "rate": stage.rate * share}
+            row = {"stage": stage.name, "step": done, "size": stage.size, "seconds": round(seconds),
+                   "rate": stage.rate * share}
             row |= {name: round(value, 4) for name, value in sorted(mean.items())}
             print(json.dumps(row), flush=True)
             state = {"step": done, "mean": mean, "seconds": seconds, "optimizer": optimizer.state_dict()}
@@ -81,6 +94,18 @@ def _run(home: Path, stage: Stage, student: Student, packer: Packer, saved: dict
             with (home / "log.jsonl").open("a") as log:
                 log.write(json.dumps(row) + "\n")
     student.requires_grad_(False)
+
+
+def _drawn(stage: Stage, first: int, pool: Executor | None, ahead: int) -> Iterator[tuple[int, Any]]:
+    """(step, what it is about), drawn here or some steps ahead in the pool: the same either way."""
+    if pool is None:
+        yield from ((step, stage.draw(step, stage.size)) for step in range(first, stage.steps))
+        return
+    waiting: deque[Future[Any]] = deque()
+    for step in range(first, stage.steps):
+        while len(waiting) <= ahead and step + len(waiting) < stage.steps:
+            waiting.append(pool.submit(stage.draw, step + len(waiting), stage.size))
+        yield step, waiting.popleft().result()
 
 
 def _load(home: Path, stage: Stage, student: Student) -> dict[str, Any] | None:

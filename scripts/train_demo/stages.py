@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,14 +13,16 @@ from torch import Tensor
 
 from .language import COARSE, EVEN, HARD, Lesson, Packer, answer_loss, make_lessons
 from .student import Student
-from .tower import GRID, WINDOW, loss_of, make_batch, see
+from .tower import GRID, WINDOW, Batch, loss_of, make_batch, see
 
 Losses = tuple[Tensor, dict[str, float]]
+Lessons = tuple[list[Lesson], Tensor]  # and what is seen of each: pixels uint8 [B, T, H, W, 3], or descriptions
 
 
 @dataclass(frozen=True)
 class Stage:
-    """trains: parts of the student (student.py); loss: of a step; size: clips or frames of a step.
+    """trains: parts of the student (student.py); draw: what step number `step` is about, from (step, size), in any
+    process; loss: of what was drawn; size: clips or frames of a step.
 
     The learning rate rises for `warmup` steps to `rate` and falls as a cosine to a twentieth of it.
     """
@@ -29,77 +32,95 @@ class Stage:
     steps: int
     rate: float
     size: int
-    loss: Callable[[Student, Packer, int, int], Losses]
+    draw: Callable[[int, int], Any]
+    loss: Callable[[Student, Packer, Any], Losses]
     warmup: int = 200
 
 
 SEED = 0
 
 
-def see_windows(student: Student, packer: Packer, step: int, size: int) -> Losses:
-    return loss_of(student.vision, student.heads, make_batch(SEED, step, size, WINDOW))
+def draw_windows(step: int, size: int) -> Batch:
+    return make_batch(SEED, step, size, WINDOW)
 
 
-def see_frames(student: Student, packer: Packer, step: int, size: int) -> Losses:
-    return loss_of(student.vision, student.heads, make_batch(SEED + 100, step, size, GRID))
+def draw_frames(step: int, size: int) -> Batch:
+    return make_batch(SEED + 100, step, size, GRID)
 
 
-def read_descriptions(student: Student, packer: Packer, step: int, size: int) -> Losses:
-    """The language model learns from what a perfect tower would say: no pixel is drawn, patches are coarse.
+def name_things(student: Student, packer: Packer, batch: Batch) -> Losses:
+    return loss_of(student.vision, student.heads, batch.to(student.device))
 
-    It soon counts and sees motion, and long tells no colour from another: then one thing a clip, later two, are easier.
+
+def draw_descriptions(step: int, size: int) -> Lessons:
+    """What a perfect tower would say: no pixel is drawn, patches are coarse.
+
+    The language model soon counts and sees motion, and long tells no colour from another: then one thing a clip, later
+    two, are easier.
     """
     most = 4 if step < 850 else 1 if step < 1250 else 2 if step < 1600 else 4
     frames = Random(step).choice([4] if step < 1600 else [4, 6, 8, 12, 16])
     side, patch = COARSE
     lessons = make_lessons(SEED, step, size, frames, side, 6, patch, most, EVEN if step < 2800 else HARD)
-    noise = torch.Generator().manual_seed(step)
     described = torch.stack([lesson.labels() for lesson in lessons])
-    described = described + 0.05 * torch.randn(described.shape, generator=noise)
-    return answer_loss(student.language, packer, lessons, student.sequence(student.describer(described)))
+    return lessons, described + 0.05 * torch.randn(described.shape, generator=torch.Generator().manual_seed(step))
 
 
-def meet(student: Student, packer: Packer, step: int, size: int) -> Losses:
-    """The projector learns to say of the tower's features what the describer says of the truth."""
+def read_descriptions(student: Student, packer: Packer, drawn: Lessons) -> Losses:
+    lessons, described = drawn
+    visual = student.sequence(student.describer(described.to(student.device)))
+    return answer_loss(student.language, packer, lessons, visual)
+
+
+def draw_truth(step: int, size: int) -> tuple[Tensor, Tensor]:
+    """Pixels of short clips, and what a perfect tower would say of them."""
     lessons = make_lessons(SEED + 200, step, size, 4, GRID, 1)
-    features = _features(student, lessons)
-    said = student.vision.project(features)
+    return torch.stack([lesson.pixels() for lesson in lessons]), torch.stack([lesson.labels() for lesson in lessons])
+
+
+def meet(student: Student, packer: Packer, drawn: tuple[Tensor, Tensor]) -> Losses:
+    """The projector learns to say of the tower's features what the describer says of the truth."""
+    pixels, truth = drawn
+    said = student.vision.project(_features(student, pixels))
     with torch.no_grad():
-        meant = student.describer(torch.stack([lesson.labels() for lesson in lessons]))
+        meant = student.describer(truth.to(student.device))
     loss = F.mse_loss(said, meant) / meant.var()
     return loss, {"unexplained": loss.item()}
 
 
-def answer_frames(student: Student, packer: Packer, step: int, size: int) -> Losses:
+def draw_short_clips(step: int, size: int) -> Lessons:
     frames = Random(step).choice([4, 4, 8, 16])
-    clips = max(1, size * 4 // frames)
-    return _answer(student, packer, make_lessons(SEED + 400, step, clips, frames, GRID, 8, weights=HARD))
+    return _filmed(make_lessons(SEED + 400, step, max(1, size * 4 // frames), frames, GRID, 8, weights=HARD))
 
 
-def answer_clips(student: Student, packer: Packer, step: int, size: int) -> Losses:
-    return _answer(student, packer, make_lessons(SEED + 500, step, size, 32, GRID, 12, weights=HARD))
+def draw_clips(step: int, size: int) -> Lessons:
+    return _filmed(make_lessons(SEED + 500, step, size, 32, GRID, 12, weights=HARD))
 
 
-def _answer(student: Student, packer: Packer, lessons: list[Lesson]) -> Losses:
-    visual = student.sequence(student.vision.project(_features(student, lessons)))
-    return answer_loss(student.language, packer, lessons, visual)
+def _filmed(lessons: list[Lesson]) -> Lessons:
+    return lessons, torch.stack([lesson.pixels() for lesson in lessons])
+
+
+def answer(student: Student, packer: Packer, drawn: Lessons) -> Losses:
+    lessons, pixels = drawn
+    return answer_loss(
+        student.language, packer, lessons, student.sequence(student.vision.project(_features(student, pixels)))
+    )
 
 
 @torch.no_grad()
-def _features(student: Student, lessons: list[Lesson]) -> Tensor:
-    """The tower's last layer [B, T, S, D], frame by frame group: it is not trained any more."""
-    rows = []
-    for lesson in lessons:
-        corner = torch.tensor([lesson.corner]).expand(lesson.clip.frames, 2)
-        rows.append(see(student.vision, lesson.pixels(), corner)[-1])
-    return torch.stack(rows)
+def _features(student: Student, pixels: Tensor) -> Tensor:
+    """Whole frames [B, T, H, W, 3] -> the tower's last layer [B, T, S, D], which is not trained any more."""
+    corner = torch.zeros(pixels.shape[1], 2, dtype=torch.int64, device=student.device)
+    return torch.stack([see(student.vision, clip.to(student.device), corner)[-1] for clip in pixels])
 
 
 STAGES = (
-    Stage("see windows", ("tower", "heads"), 3000, 1.5e-3, 16, see_windows),
-    Stage("see frames", ("tower", "heads"), 300, 3e-4, 6, see_frames, 20),
-    Stage("read descriptions", ("describer", "projector", "language"), 6000, 1.5e-3, 16, read_descriptions),
-    Stage("meet", ("projector",), 300, 2e-3, 4, meet, 20),
-    Stage("answer frames", ("projector", "language"), 300, 5e-4, 8, answer_frames, 20),
-    Stage("answer clips", ("projector", "language"), 60, 2e-4, 1, answer_clips, 10),
+    Stage("see windows", ("tower", "heads"), 3000, 1.5e-3, 16, draw_windows, name_things),
+    Stage("see frames", ("tower", "heads"), 300, 3e-4, 6, draw_frames, name_things, 20),
+    Stage("read descriptions", ("describer", "projector", "language"), 6000, 1.5e-3, 16, draw_descriptions,
+          read_descriptions),
+    Stage("meet", ("projector",), 300, 2e-3, 4, draw_truth, meet, 20),
+    Stage("answer short clips", ("projector", "language"), 300, 5e-4, 8, draw_short_clips, answer, 20),
+    Stage("answer clips", ("projector", "language"), 60, 2e-4, 1, draw_clips, answer, 10),
 )

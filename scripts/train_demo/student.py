@@ -52,6 +52,10 @@ class Student(nn.Module):
                 if isinstance(attention, Attention):
                     attention.k_proj.weight.copy_(attention.q_proj.weight)
 
+    @property
+    def device(self) -> torch.device:
+        return self.vision.device
+
     def part(self, name: str) -> nn.Module:
         """One of PARTS."""
         vision = self.vision
@@ -74,7 +78,7 @@ class Student(nn.Module):
         found |= {("language", k): v for k, v in self.language.state_dict().items()}
         found["vision", "siglip.post_layernorm.weight"] = torch.ones(width)
         found["vision", "siglip.post_layernorm.bias"] = torch.zeros(width)
-        return {slot: tensor.detach().float().contiguous() for slot, tensor in found.items()}
+        return {slot: tensor.detach().float().cpu().contiguous() for slot, tensor in found.items()}
 
 
 def _spread(name: str, fan_in: int) -> float:

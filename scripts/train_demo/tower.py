@@ -7,7 +7,7 @@ everywhere in the frame, how many things there are and how far the nearest is (s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from random import Random
 
 import numpy as np
@@ -55,6 +55,9 @@ class Batch:
     mask: Tensor
     around: Tensor
 
+    def to(self, device: torch.device) -> Batch:
+        return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
+
 
 class Heads(nn.Module):
     """What is read off a patch of the last layer."""
@@ -90,8 +93,8 @@ def see(vision: Vision, frames: Tensor, corner: Tensor) -> list[Tensor]:
 
 def places(corner: Tensor, rows: int, columns: int) -> Tensor:
     """corner [N, 2] -> index into the frame's patches of each patch of the window [N, S]."""
-    row = corner[:, 0, None, None] + torch.arange(rows)[:, None]
-    column = corner[:, 1, None, None] + torch.arange(columns)
+    row = corner[:, 0, None, None] + torch.arange(rows, device=corner.device)[:, None]
+    column = corner[:, 1, None, None] + torch.arange(columns, device=corner.device)
     return (row * GRID + column).flatten(1)
 
 
