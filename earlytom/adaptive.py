@@ -77,9 +77,7 @@ class AdaptiveTower(nn.Module):
             hidden, attention = layer(hidden, received=config.merge_layers[-1:] == (index,))
             if index not in config.merge_layers:
                 continue
-            alike = similarity(hidden)
-            removed = merge_rules(alike, segments(alike, **config.segmenting)).removed
-            step = plan(alike, budget=len(hidden) - int(removed.sum()), **config.segmenting)
+            step = released_plan(hidden, config)
             hidden, weights = apply_plan(step, hidden), step @ weights
             if attention is not None:  # the last merge layer: its scores and segments are stage II's
                 received = apply_plan(step, attention)  # [B, S]
@@ -120,3 +118,10 @@ class AdaptiveTower(nn.Module):
         if self.config.newline == "grid":
             return grid_sequence(tokens, positions, newline, self.side)
         return tokens if self.config.newline == "no_token" else torch.cat([tokens, newline[None]])
+
+
+def released_plan(hidden: Tensor, config: EarlyTomConfig) -> Tensor:
+    """Tokens [T, S, D] -> the merging plan [B, T] that leaves as many frames as the released rules leave."""
+    alike = similarity(hidden)
+    removed = merge_rules(alike, segments(alike, **config.segmenting)).removed
+    return plan(alike, budget=len(hidden) - int(removed.sum()), **config.segmenting)

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from earlytom.demo.report import METHODS
 from earlytom.demo.suite import FORMS, Suite, make_suite
 from earlytom.demo.world import SPLITS, make_clip
 from earlytom.errors import ConfigError, EngineError
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     from .bundle.reader import Bundle
 
-METHODS = ("full", "released", "static", "calibrated", "uniform", "random", "first")
 PROGRAM = "earlytom-eval"
 
 
@@ -128,7 +128,7 @@ def run(arguments: argparse.Namespace) -> int:
             seed=arguments.seed, calibration=_calibration(arguments, model, frames),
         ) + rows
         progress = _Progress(suite)
-        journal = Journal(arguments.output, _key(arguments, suite, model, bundles)) if arguments.output else None
+        journal = Journal(arguments.output, _key(suite, model, bundles, device)) if arguments.output else None
 
         def keep(asked: Asked, answers: list[ClipAnswers]) -> None:
             if journal is not None:
@@ -161,13 +161,11 @@ def _frames(arguments: argparse.Namespace, bundles: Sequence[Bundle]) -> int:
     return next(iter(wanted), 32)
 
 
-def _key(arguments: argparse.Namespace, suite: Suite, model: Model, bundles: Sequence[Bundle]) -> str:
+def _key(suite: Suite, model: Model, bundles: Sequence[Bundle], device: Any) -> str:
     """What answers depend on beside their row, in words: two evaluations of the same key can share them."""
-    from .opening import torch_device
-
     asked = f"{len(suite.questions)} {suite.form} questions, {suite.split}, seed {suite.seed}, {suite.frames} frames"
     made = [f"{bundle.path} {bundle.manifest.request_key}" for bundle in bundles]
-    return ", ".join([asked, f"weights {model.identity.digest}", f"on {torch_device(arguments.device)}", *made])
+    return ", ".join([asked, f"weights {model.identity.digest}", f"on {device}", *made])
 
 
 def _calibration(arguments: argparse.Namespace, model: Model, frames: int) -> Iterator[Any]:

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..adaptive import AdaptiveTower
+from ..adaptive import AdaptiveTower, released_plan
 from ..config import EarlyTomConfig, InnerMerging, least_frames
 from ..errors import ConfigError
-from ..frames import apply_plan, merge_rules, plan, segments, similarity
+from ..frames import apply_plan
 from ..presets import preset, published_inner
 from ..shapes import derive_shapes
 from ..tokens import grid_sequence
@@ -25,9 +25,8 @@ from ..vision.geometry import pooled_grid
 from ..vision.siglip import Vision, pool
 from .evaluate import Row
 from .remember import RememberingVision
-from .report import CONTROLS
+from .report import CONTROLS, METHODS
 
-METHODS = ("full", "released", "static", "calibrated", *CONTROLS)
 PRESET = "videomme"
 
 
@@ -150,10 +149,8 @@ def released_counts(vision: Vision, config: EarlyTomConfig, frames: Tensor) -> t
     for index in range(config.merge_layers[-1] + 1):
         hidden, _ = vision.layers[index](hidden)
         if index in config.merge_layers:
-            alike = similarity(hidden)
-            removed = merge_rules(alike, segments(alike, **config.segmenting)).removed
-            counts.append(len(hidden) - int(removed.sum()))
-            hidden = apply_plan(plan(alike, budget=counts[-1], **config.segmenting), hidden)
+            hidden = apply_plan(released_plan(hidden, config), hidden)
+            counts.append(len(hidden))
     return tuple(counts)
 
 

@@ -114,6 +114,7 @@ class Report:
 
 
 CONTROLS = ("uniform", "random", "first")
+METHODS = ("full", "released", "static", "calibrated", *CONTROLS)
 
 
 def right(text: str, question: Question) -> bool:
