@@ -38,7 +38,8 @@ def parser() -> Parser:
     add("--bundle", type=Path, action="append", default=[], metavar="DIR", help="its engines as rows; may be repeated")
     add("--engine", type=_names(tuple(ENGINES)), metavar="NAME,...",
         help="of the bundles (default each that this machine can run)")
-    add("--questions", type=at_least(1), default=100, metavar="N", help="as many of each kind (default 100)")
+    add("--questions", type=at_least(1), default=100, metavar="N",
+        help="how many in all, as many of each kind (default 100)")
     add("--seed", type=int, default=0, help="of clips, options and random patches (default 0)")
     add("--split", choices=SPLITS, default="test", help="default test: with combinations that training never showed")
     add("--form", choices=FORMS, default="choice", help="multiple choice, open answers, or both (default choice)")

@@ -101,8 +101,8 @@ class Vision(nn.Module):
         return self.linear_1.weight.device
 
     def embed(self, frames: Tensor) -> Tensor:
-        """Frames uint8 [N, H, W, 3] -> patch embeddings [N, S, D]; pixels enter as (x/255 - 0.5)/0.5."""
-        return self.embed_pixels(((frames.to(torch.float32) / 255 - 0.5) / 0.5).permute(0, 3, 1, 2))
+        """Frames uint8 [N, H, W, 3] -> patch embeddings [N, S, D]."""
+        return self.embed_pixels(normalised(frames))
 
     def embed_pixels(self, pixels: Tensor) -> Tensor:
         """Normalised pixels [N, 3, H, W], as an image processor gives them -> patch embeddings [N, S, D]."""
@@ -134,6 +134,11 @@ class Vision(nn.Module):
             return torch.cat([rows, self.image_newline.expand(t * side, 1, width)], dim=1).flatten(0, 1)
         tokens = pooled.flatten(0, 1)
         return tokens if self.newline == "no_token" else torch.cat([tokens, self.image_newline[None]])
+
+
+def normalised(frames: Tensor) -> Tensor:
+    """Frames uint8 [N, H, W, 3] -> pixels float32 [N, 3, H, W] as SigLIP takes them: (x/255 - 0.5)/0.5."""
+    return ((frames.to(torch.float32) / 255 - 0.5) / 0.5).permute(0, 3, 1, 2)
 
 
 def pool(features: Tensor, pooling: str) -> Tensor:

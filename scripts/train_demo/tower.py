@@ -30,7 +30,7 @@ from earlytom.demo.world import (
     is_held_out,
     make_clip,
 )
-from earlytom.vision.siglip import Vision
+from earlytom.vision.siglip import Vision, normalised
 
 PATCH, GRID, WINDOW = 14, 27, 14  # pixels of a patch; patches of a frame and of a window, per side
 FRAMES = 8  # of the clips that frames are taken from
@@ -80,8 +80,7 @@ OUTLINE, AROUND = 1, 3  # the layers at which outlines are asked for, of a patch
 
 def see(vision: Vision, frames: Tensor, corner: Tensor) -> list[Tensor]:
     """Windows uint8 [N, H, W, 3] whose first patch lies at corner [N, 2] of the frame -> all layers' [N, S, D]."""
-    pixels = ((frames.float() / 255 - 0.5) / 0.5).permute(0, 3, 1, 2)
-    x = vision.patch_embedding(pixels)
+    x = vision.patch_embedding(normalised(frames))
     n, _, rows, columns = x.shape
     x = x.flatten(2).transpose(1, 2) + vision.position_embedding[places(corner, rows, columns)]
     seen = []
