@@ -47,9 +47,14 @@ def plot(report: Report, path: Path) -> None:
              title=f"{len(suite.questions)} questions about {len(suite.asked)} clips of {suite.frames} frames")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
+    save_figure(figure, path)
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """A matplotlib figure as PNG or SVG, by the suffix: without a date and with a salt of its own, so that the same
+    figure is the same file. Raises InputError."""
     svg = path.suffix.lower() == ".svg"
     try:
-        # without a date and with a salt of its own, so that the same report is the same file
         with replacing(path) as temporary, _matplotlib().rc_context({"svg.hashsalt": "earlytom"}):
             figure.savefig(temporary, format="svg" if svg else "png", metadata={"Date": None} if svg else None)
     except OSError as error:

@@ -25,7 +25,7 @@ from earlytom.demo.questions import KINDS, Question, questions_of
 from earlytom.demo.world import SIZE, Clip, make_clip
 from earlytom.language.prompt import VIDEO_TOKEN, build_prompt
 
-from .tower import label, window_of
+from .tower import PATCH, label, window_of
 
 IGNORED = -100
 
@@ -53,7 +53,7 @@ class Lesson:
     def labels(self) -> Tensor:
         """What a perfect tower would say of each patch, float32 [T, S, DESCRIPTION]."""
         return torch.from_numpy(np.stack([
-            _describe(label(self.clip, t, self.corner, self.side, self.patch), self.corner, self.side, self.patch)
+            describe(label(self.clip, t, self.corner, self.side, self.patch), self.corner, self.side, self.patch)
             for t in range(self.clip.frames)
         ]))
 
@@ -61,7 +61,8 @@ class Lesson:
 DESCRIPTION = 8 + 8 + 2 + 2 + 5 + 5 + 2 + 2
 
 
-def _describe(labels: tuple[Any, ...], corner: tuple[int, int], side: int, patch: int) -> Any:
+def describe(labels: tuple[Any, ...], corner: Sequence[int], side: int, patch: int = PATCH) -> Any:
+    """Labels of a window, as tower.label's first four -> what a perfect tower would say, float32 [S, DESCRIPTION]."""
     thing, offset, counts, near, *_ = labels
     places = np.stack(np.meshgrid(np.arange(side) + corner[1], np.arange(side) + corner[0]), -1)
     at = (places.reshape(-1, 2) + 0.5) * (patch * 2 / SIZE) - 1
@@ -74,18 +75,22 @@ def _describe(labels: tuple[Any, ...], corner: tuple[int, int], side: int, patch
 
 # Kinds that few clips have are asked more often where they can be; and, later, those that are learned last.
 EVEN = {kind: 1.0 if kind in ("colour", "shape") else 2.0 for kind in (*KINDS, "describe")}
-HARD = {"colour": 3.0, "where": 3.0, "motion": 2.0, "change": 3.0, "brief": 3.0, "describe": 3.0, "shape": 1.0,
-        "order": 1.0, "count": 0.5}
-COARSE = (8, 48)  # patches per side of a whole frame, and their pixels: what the language model first learns on
+HARD = EVEN | {"colour": 3.0, "where": 3.0, "change": 3.0, "brief": 3.0, "describe": 3.0, "order": 1.0, "count": 0.5}
+LATE = EVEN | {"colour": 2.0, "brief": 4.0, "order": 1.0, "count": 0.5}
+LAST = EVEN | {"shape": 1.5, "colour": 1.5, "count": 1.5, "brief": 4.0, "change": 1.0, "describe": 0.7}
+SOME_OPEN = dict.fromkeys(KINDS, 0.4)
+# Options give colours away: who looks up each option's shape needs not find a thing by its shape. So ask without.
+OPEN = SOME_OPEN | {"colour": 0.75, "change": 0.75}
 
 
 def make_lessons(
-    seed: int, step: int, size: int, frames: int, side: int, asked: int, patch: int = 14, most: int = 4,
-    weights: Mapping[str, float] = EVEN,
+    seed: int, step: int, size: int, frames: int, side: int, asked: int, patch: int = PATCH, most: int = 4,
+    weights: Mapping[str, float] = LAST, opened: Mapping[str, float] = OPEN,
 ) -> list[Lesson]:
     """Batch `step`: clips of as many frames, `asked` questions about each.
 
-    most: things in a clip; weights: of the kinds of questions that a clip has, in the draw of each question.
+    most: things in a clip; weights: of the kinds of questions that a clip has, in the draw of each question; opened:
+    how often a kind is asked without options.
     """
     rng = Random(f"language {seed} {step}")
     lessons = []
@@ -100,7 +105,7 @@ def make_lessons(
         chosen = []
         for kind in rng.choices(kinds, [weights[kind] for kind in kinds], k=asked):
             question = rng.choice([q for q in found if q.kind == kind])
-            chosen.append(question.opened() if rng.random() < 0.4 else question)
+            chosen.append(question.opened() if rng.random() < opened.get(kind, 0) else question)
         lessons.append(Lesson(clip, corner, side, patch, tuple(chosen)))
     return lessons
 
@@ -139,18 +144,20 @@ class Packer:
         answer = self.tokenizer(question.answer, add_special_tokens=False)["input_ids"]
         return [*after, *answer, self.eos], len(after)
 
-    def pack(self, lessons: Sequence[Lesson], visual: int) -> tuple[Tensor, ...]:
-        """For videos of `visual` tokens: ids [B, N] (0 where the video stands), positions [B, N], labels [B, N] and
-        which question a column belongs to [B, N]: 0 the video and what is before it, -1 padding."""
-        head = len(self.before) + visual
+    def pack(self, lessons: Sequence[Lesson], visual: int, stretch: int = 1) -> tuple[Tensor, ...]:
+        """For videos of `visual` tokens, `stretch` positions each: ids [B, N] (0 where the video stands), positions
+        [B, N], labels [B, N] and which question a column belongs to [B, N]: 0 the video and what is before it, -1
+        padding."""
+        start, head = len(self.before), len(self.before) + visual
+        end = start + visual * stretch
         rows = []
         for lesson in lessons:
-            ids, places = [*self.before, *[0] * visual], list(range(head))
+            ids, places = [*self.before, *[0] * visual], [*range(start), *range(start, end, stretch)]
             labels, owner = [IGNORED] * head, [0] * head
             for number, question in enumerate(lesson.questions, 1):
                 segment, at = self.segment(question)
                 ids += segment
-                places += range(head, head + len(segment))
+                places += range(end, end + len(segment))
                 labels += [IGNORED] * at + segment[at:]
                 owner += [number] * len(segment)
             rows.append((ids, places, labels, owner))
@@ -160,11 +167,11 @@ class Packer:
 
 
 def answer_loss(
-    language: Qwen2ForCausalLM, packer: Packer, lessons: Sequence[Lesson], visual: Tensor
+    language: Qwen2ForCausalLM, packer: Packer, lessons: Sequence[Lesson], visual: Tensor, stretch: int = 1
 ) -> tuple[Tensor, dict[str, float]]:
     """visual [B, V, L], the newline included -> mean loss of the answers' tokens, and by kind the share of answers
     whose every token is the likeliest."""
-    ids, places, labels, owner = (x.to(visual.device) for x in packer.pack(lessons, visual.shape[1]))
+    ids, places, labels, owner = (x.to(visual.device) for x in packer.pack(lessons, visual.shape[1], stretch))
     embeds = language.get_input_embeddings()(ids)
     start = len(packer.before)
     embeds = torch.cat([embeds[:, :start], visual, embeds[:, start + visual.shape[1] :]], 1)

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
@@ -56,6 +56,38 @@ def train(
     return out
 
 
+class Optimizer:
+    """AdamW, and Muon for the parameters of `matrices` that are trained, its steps scaled to be as large as AdamW's."""
+
+    def __init__(self, parts: nn.Module, rate: float, matrices: Iterable[nn.Parameter]) -> None:
+        trained, inner = list(parts.parameters()), {id(p) for p in matrices}
+        rest, some = ([p for p in trained if (id(p) in inner) == which] for which in (False, True))
+        self.parts: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), weight_decay=0.02)
+        ]
+        if some:
+            self.parts.append(torch.optim.Muon(some, lr=rate, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"))
+
+    def set_rate(self, rate: float) -> None:
+        for group in (group for part in self.parts for group in part.param_groups):
+            group["lr"] = rate
+
+    def zero_grad(self) -> None:
+        for part in self.parts:
+            part.zero_grad()
+
+    def step(self) -> None:
+        for part in self.parts:
+            part.step()
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        return [part.state_dict() for part in self.parts]
+
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        for part, state in zip(self.parts, states):
+            part.load_state_dict(state)
+
+
 def _run(
     home: Path, stage: Stage, student: Student, packer: Packer, saved: dict[str, Any] | None, pool: Executor | None,
     ahead: int,
@@ -64,16 +96,16 @@ def _run(
     student.requires_grad_(False)
     parts.requires_grad_(True)
     parameters = list(parts.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=stage.rate, betas=(0.9, 0.98), weight_decay=0.02)
+    optimizer = Optimizer(parts, stage.rate, student.matrices() if stage.muon else [])
     first, mean, spent = 0, {}, 0.0
     if saved is not None:
         optimizer.load_state_dict(saved["optimizer"])
         first, mean, spent = saved["step"], saved["mean"], saved["seconds"]
     begun = time.perf_counter() - spent
     for step, drawn in _drawn(stage, first, pool, ahead):
-        share = min(1.0, (step + 1) / stage.warmup) * max(0.05, 0.5 + 0.5 * math.cos(math.pi * step / stage.steps))
-        for group in optimizer.param_groups:
-            group["lr"] = stage.rate * share
+        fallen = stage.least + (1 - stage.least) * (0.5 + 0.5 * math.cos(math.pi * step / stage.steps))
+        share = min(1.0, (step + 1) / stage.warmup) * fallen
+        optimizer.set_rate(stage.rate * share)
         loss, values = stage.loss(student, packer, drawn)
         optimizer.zero_grad()
         loss.backward()

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .language import COARSE, EVEN, HARD, Lesson, Packer, answer_loss, make_lessons
+from earlytom.demo.world import SIZE
+
+from .language import EVEN, HARD, LATE, SOME_OPEN, Lesson, Packer, answer_loss, describe, make_lessons
 from .student import Student
 from .tower import GRID, WINDOW, Batch, loss_of, make_batch, see
 
@@ -24,7 +26,8 @@ class Stage:
     """trains: parts of the student (student.py); draw: what step number `step` is about, from (step, size), in any
     process; loss: of what was drawn; size: clips or frames of a step.
 
-    The learning rate rises for `warmup` steps to `rate` and falls as a cosine to a twentieth of it.
+    The learning rate rises for `warmup` steps to `rate` and falls as a cosine to the share `least` of it. muon: by Muon
+    for the matrices of layers, AdamW for the rest; without, AdamW for all.
     """
 
     name: str
@@ -35,6 +38,8 @@ class Stage:
     draw: Callable[[int, int], Any]
     loss: Callable[[Student, Packer, Any], Losses]
     warmup: int = 200
+    muon: bool = False
+    least: float = 0.05
 
 
 SEED = 0
@@ -60,8 +65,25 @@ def draw_descriptions(step: int, size: int) -> Lessons:
     """
     most = 4 if step < 850 else 1 if step < 1250 else 2 if step < 1600 else 4
     frames = Random(step).choice([4] if step < 1600 else [4, 6, 8, 12, 16])
-    side, patch = COARSE
-    lessons = make_lessons(SEED, step, size, frames, side, 6, patch, most, EVEN if step < 2800 else HARD)
+    weights = EVEN if step < 2800 else HARD
+    return _described(step, make_lessons(SEED, step, size, frames, 8, 6, SIZE // 8, most, weights, SOME_OPEN))
+
+
+def draw_descriptions_again(step: int, size: int) -> Lessons:
+    """Of frames of several sizes, and of clips of one thing as well as of four: what is found in a clip must not hang
+    on how many tokens a frame has, and a thing that is alone is learned from first."""
+    side, several = Random(step).choice(
+        [(8, (4, 6, 8, 12, 16, 32)), (10, (4, 6, 8, 12)), (12, (4, 6, 8)), (14, (4, 5, 6))]
+    )
+    frames = Random(step + 1).choice(several)
+    return _described(step, [
+        lesson
+        for most, share in ((1, 8), (2, 4), (3, 4), (4, 2))
+        for lesson in make_lessons(SEED + most, step, max(1, size // share), frames, side, 10, SIZE // side, most, LATE)
+    ])
+
+
+def _described(step: int, lessons: list[Lesson]) -> Lessons:
     described = torch.stack([lesson.labels() for lesson in lessons])
     return lessons, described + 0.05 * torch.randn(described.shape, generator=torch.Generator().manual_seed(step))
 
@@ -72,55 +94,93 @@ def read_descriptions(student: Student, packer: Packer, drawn: Lessons) -> Losse
     return answer_loss(student.language, packer, lessons, visual)
 
 
-def draw_truth(step: int, size: int) -> tuple[Tensor, Tensor]:
-    """Pixels of short clips, and what a perfect tower would say of them."""
-    lessons = make_lessons(SEED + 200, step, size, 4, GRID, 1)
-    return torch.stack([lesson.pixels() for lesson in lessons]), torch.stack([lesson.labels() for lesson in lessons])
+def read_descriptions_again(student: Student, packer: Packer, drawn: Lessons) -> Losses:
+    """With positions further apart, as if frames had more patches: what is far away is not what was far away here."""
+    lessons, described = drawn
+    stretch = _stretch(lessons, [1, 1, 2, 4, 8])
+    visual = student.sequence(student.describer(described.to(student.device)))
+    return answer_loss(student.language, packer, lessons, visual, stretch)
 
 
-def meet(student: Student, packer: Packer, drawn: tuple[Tensor, Tensor]) -> Losses:
-    """The projector learns to say of the tower's features what the describer says of the truth."""
-    pixels, truth = drawn
-    said = student.vision.project(_features(student, pixels))
+def draw_truth(step: int, size: int) -> tuple[Batch, Tensor]:
+    """Windows, every fourth time fewer whole frames, and what a perfect tower would say of them."""
+    side, count = (GRID, max(1, size // 5)) if step % 4 == 3 else (WINDOW, size)
+    batch = make_batch(SEED + 200, step, count, side)
+    labels = zip(*(x.numpy() for x in (batch.thing, batch.offset, batch.counts, batch.near)))
+    described = [describe(of, corner, side) for of, corner in zip(labels, batch.corner.tolist())]
+    return batch, torch.from_numpy(np.stack(described))
+
+
+def meet(student: Student, packer: Packer, drawn: tuple[Batch, Tensor]) -> Losses:
+    """Tower and projector learn to say together what the describer says of the truth, so that the language model, which
+    reads the describer, can read them. Half of the loss is about patches that show a thing."""
+    batch, described = drawn[0].to(student.device), drawn[1].to(student.device)
+    said = student.vision.project(see(student.vision, batch.frames, batch.corner)[-1])
     with torch.no_grad():
-        meant = student.describer(truth.to(student.device))
-    loss = F.mse_loss(said, meant) / meant.var()
-    return loss, {"unexplained": loss.item()}
+        meant = student.describer(described)
+    wrong = (said - meant).square().mean(-1) / meant.var()
+    there = batch.thing[..., 0] > 0
+    things, rest = (wrong[where].mean() if where.any() else wrong.sum() * 0 for where in (there, ~there))
+    return things + rest, {"unexplained": things.item(), "elsewhere": rest.item()}
 
 
 def draw_short_clips(step: int, size: int) -> Lessons:
-    frames = Random(step).choice([4, 4, 8, 16])
-    return _filmed(make_lessons(SEED + 400, step, max(1, size * 4 // frames), frames, GRID, 8, weights=HARD))
+    """Short clips in windows, as the tower first saw them; every fourth time fewer clips of some 2000 tokens, of many
+    frames or of whole ones."""
+    rng = Random(step)
+    if step % 4 < 3:
+        return _filmed(make_lessons(SEED + 300, step, size, rng.choice([4, 5, 6, 8]), WINDOW, 12))
+    side, frames = rng.choice([(14, 32), (20, 16), (27, 8), (27, 10)])
+    return _filmed(make_lessons(SEED + 300, step, max(1, size // 4), frames, side, 24))
 
 
 def draw_clips(step: int, size: int) -> Lessons:
-    return _filmed(make_lessons(SEED + 500, step, size, 32, GRID, 12, weights=HARD))
+    return _filmed(make_lessons(SEED + 500, step, size, 32, GRID, 32))
 
 
 def _filmed(lessons: list[Lesson]) -> Lessons:
     return lessons, torch.stack([lesson.pixels() for lesson in lessons])
 
 
-def answer(student: Student, packer: Packer, drawn: Lessons) -> Losses:
+def _corners(lessons: list[Lesson]) -> Tensor:
+    return torch.tensor([lesson.corner for lesson in lessons])
+
+
+def _stretch(lessons: list[Lesson], choices: list[int]) -> int:
+    return Random(f"stretch {lessons[0].clip.noise_seed}").choice(choices)
+
+
+def answer(student: Student, packer: Packer, drawn: Lessons, stretch: int = 1) -> Losses:
     lessons, pixels = drawn
-    return answer_loss(
-        student.language, packer, lessons, student.sequence(student.vision.project(_features(student, pixels)))
-    )
+    visual = student.sequence(student.vision.project(_features(student, pixels, _corners(lessons))))
+    return answer_loss(student.language, packer, lessons, visual, stretch)
+
+
+def answer_from_far(student: Student, packer: Packer, drawn: Lessons) -> Losses:
+    return answer(student, packer, drawn, _stretch(drawn[0], [1, 1, 2, 4]))
 
 
 @torch.no_grad()
-def _features(student: Student, pixels: Tensor) -> Tensor:
-    """Whole frames [B, T, H, W, 3] -> the tower's last layer [B, T, S, D], which is not trained any more."""
-    corner = torch.zeros(pixels.shape[1], 2, dtype=torch.int64, device=student.device)
-    return torch.stack([see(student.vision, clip.to(student.device), corner)[-1] for clip in pixels])
+def _features(student: Student, pixels: Tensor, corners: Tensor) -> Tensor:
+    """Windows of clips [B, T, H, W, 3] whose first patches lie at corners [B, 2] -> the tower's last layer
+    [B, T, S, D], which is not trained any more."""
+    b, t = pixels.shape[:2]
+    seen = [
+        see(student.vision, clip.to(student.device), corner.expand(t, 2).to(student.device))[-1]
+        for clip, corner in zip(pixels, corners)
+    ]
+    return torch.stack(seen)
 
 
 STAGES = (
     Stage("see windows", ("tower", "heads"), 3000, 1.5e-3, 16, draw_windows, name_things),
     Stage("see frames", ("tower", "heads"), 300, 3e-4, 6, draw_frames, name_things, 20),
-    Stage("read descriptions", ("describer", "projector", "language"), 6000, 1.5e-3, 16, draw_descriptions,
+    Stage("read descriptions", ("describer", "projector", "language"), 4600, 1.5e-3, 16, draw_descriptions,
           read_descriptions),
-    Stage("meet", ("projector",), 300, 2e-3, 4, draw_truth, meet, 20),
-    Stage("answer short clips", ("projector", "language"), 300, 5e-4, 8, draw_short_clips, answer, 20),
-    Stage("answer clips", ("projector", "language"), 60, 2e-4, 1, draw_clips, answer, 10),
+    Stage("read on", ("describer", "projector", "language"), 800, 2e-3, 32, draw_descriptions_again,
+          read_descriptions_again, muon=True, least=0.5),
+    Stage("meet", ("tower", "projector"), 1000, 1e-3, 32, draw_truth, meet, 20, muon=True),
+    Stage("answer short clips", ("projector", "language"), 1500, 1e-3, 16, draw_short_clips, answer_from_far, 20,
+          muon=True),
+    Stage("answer clips", ("projector", "language"), 60, 2e-4, 1, draw_clips, answer, 10, muon=True),
 )

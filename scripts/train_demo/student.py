@@ -66,6 +66,11 @@ class Student(nn.Module):
             return nn.ModuleList([vision.linear_1, vision.linear_2, nn.ParameterList([vision.image_newline])])
         return {"heads": self.heads, "describer": self.describer, "language": self.language}[name]
 
+    def matrices(self) -> list[nn.Parameter]:
+        """The weights of linear maps inside layers, of the tower and of the language model."""
+        layers = (*self.vision.layers, *self.language.model.layers)
+        return [p for layer in layers for p in layer.parameters() if p.ndim == 2]
+
     def sequence(self, projected: Tensor) -> Tensor:
         """Projected patches [B, T, S, L] -> visual tokens with the newline at the end [B, T * P + 1, L]."""
         pooled = pool(projected.flatten(0, 1), self.vision.pooling).reshape(len(projected), -1, projected.shape[-1])

@@ -143,7 +143,8 @@ def label(clip: Clip, frame: int, corner: tuple[int, int], side: int, patch: int
     if clip.ghost[frame] > 0.5 and frame + 1 < clip.frames:
         frame += 1
     s = side * side
-    best, thing, offset = np.full(s, 0.12, np.float32), np.zeros((s, 3), np.int64), np.zeros((s, 2), np.float32)
+    best = np.full(s, 0.12 * PATCH / patch, np.float32)  # less of a coarse patch: a small thing at its corner counts
+    thing, offset = np.zeros((s, 3), np.int64), np.zeros((s, 2), np.float32)
     near, nearest = np.zeros((s, 2), np.float32), np.full(s, np.inf, np.float32)
     counts, mask = np.zeros(2, np.int64), np.zeros((s, 49), np.float32)
     sizes = tuple(RADIUS)

@@ -35,11 +35,12 @@ def packer() -> Packer:
     return Packer(PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(tokenizer_files()["tokenizer.json"])))
 
 
-def test_packed_questions_have_the_loss_they_have_alone(student: Student, packer: Packer) -> None:
+@pytest.mark.parametrize("stretch", [1, 4])
+def test_packed_questions_have_the_loss_they_have_alone(student: Student, packer: Packer, stretch: int) -> None:
     """Positions, masks and labels of the packed sequence against one plain causal sequence for each question."""
     lessons = make_lessons(0, 0, 2, 4, 8, 4, 48)
     visual = student.sequence(student.describer(torch.stack([lesson.labels() for lesson in lessons]))).detach()
-    packed, _ = answer_loss(student.language, packer, lessons, visual)
+    packed, _ = answer_loss(student.language, packer, lessons, visual, stretch)
     words, total, count = student.language.get_input_embeddings(), 0.0, 0
     student.language.set_attn_implementation("sdpa")
     try:
@@ -47,7 +48,11 @@ def test_packed_questions_have_the_loss_they_have_alone(student: Student, packer
             for question in lesson.questions:
                 segment, at = packer.segment(question)
                 embeds = [words(torch.tensor(packer.before)), tokens, words(torch.tensor(segment))]
-                logits = student.language(inputs_embeds=torch.cat(embeds)[None]).logits[0]
+                start, end = len(packer.before), len(packer.before) + len(tokens) * stretch
+                places = [*range(start), *range(start, end, stretch), *range(end, end + len(segment))]
+                logits = student.language(
+                    inputs_embeds=torch.cat(embeds)[None], position_ids=torch.tensor(places)[None]
+                ).logits[0]
                 answer = torch.tensor(segment[at:])
                 total += F.cross_entropy(logits[-len(answer) - 1 : -1], answer, reduction="sum").item()
                 count += len(answer)
