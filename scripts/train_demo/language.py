@@ -77,7 +77,7 @@ def describe(labels: tuple[Any, ...], corner: Sequence[int], side: int, patch: i
 EVEN = {kind: 1.0 if kind in ("colour", "shape") else 2.0 for kind in (*KINDS, "describe")}
 HARD = EVEN | {"colour": 3.0, "where": 3.0, "change": 3.0, "brief": 3.0, "describe": 3.0, "order": 1.0, "count": 0.5}
 LATE = EVEN | {"colour": 2.0, "brief": 4.0, "order": 1.0, "count": 0.5}
-LAST = EVEN | {"shape": 1.5, "colour": 1.5, "count": 1.5, "brief": 4.0, "change": 1.0, "describe": 0.7}
+LAST = EVEN | {"where": 3.0, "motion": 3.0, "brief": 4.0, "change": 1.5, "describe": 0.7}
 SOME_OPEN = dict.fromkeys(KINDS, 0.4)
 # Options give colours away: who looks up each option's shape needs not find a thing by its shape. So ask without.
 OPEN = SOME_OPEN | {"colour": 0.75, "change": 0.75}
