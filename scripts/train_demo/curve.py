@@ -13,7 +13,8 @@ from earlytom.demo.questions import KINDS, OPEN_KINDS
 from earlytom.errors import InputError
 from engines.command import Parser, guarded
 
-SHARES = ("named", "counted", *KINDS, *OPEN_KINDS)  # of what a log tells, those that are shares of right answers
+SEEN = ("named", "counted")  # shares of right answers in a tower's stage, whose "shape" and "colour" are losses
+SHARES = (*SEEN, *KINDS, *OPEN_KINDS)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -30,6 +31,10 @@ def _order(rows: Sequence[dict[str, Any]], stage: str) -> int:
     return next(i for i, row in enumerate(rows) if row["stage"] == stage)
 
 
+def _shares(row: dict[str, Any]) -> set[str]:
+    return set(row) & set(SEEN if SEEN[0] in row else SHARES)
+
+
 def draw_curve(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Share of right answers on training clips against minutes of training, stage after stage."""
     import matplotlib.figure
@@ -37,15 +42,15 @@ def draw_curve(rows: Sequence[dict[str, Any]], path: Path) -> None:
     figure = matplotlib.figure.Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.add_subplot()
     stages = list(dict.fromkeys(row["stage"] for row in rows))
-    begin = 0.0
-    for number, stage in enumerate(stages):
+    begin, labelled = 0.0, set[str]()
+    for stage in stages:
         mine = [row for row in rows if row["stage"] == stage]
         for i, name in enumerate(SHARES):
-            told = [(begin + row["seconds"] / 60, 100 * row[name]) for row in mine if name in row]
+            told = [(begin + row["seconds"] / 60, 100 * row[name]) for row in mine if name in _shares(row)]
             if told:
-                seen = any(name in row for earlier in stages[:number] for row in rows if row["stage"] == earlier)
                 axes.plot(*zip(*told), color=f"C{i % 10}", linestyle="--" if i >= 10 else "-",
-                          label=None if seen else name)
+                          label=None if name in labelled else name)
+                labelled.add(name)
         axes.axvline(begin, color="black", alpha=0.3, linewidth=0.8)
         axes.text(begin, 101, f" {stage}", fontsize="x-small", rotation=25, rotation_mode="anchor")
         begin += mine[-1]["seconds"] / 60

@@ -18,6 +18,8 @@ from earlytom.checkpoint.demo_tokenizer import tokenizer_files
 from earlytom.checkpoint.formats import SO400M
 from earlytom.demo.draw import RGB, draw
 from earlytom.demo.world import COLOURS, SHAPES, SIZE, make_clip
+from earlytom.errors import InputError
+from scripts.train_demo.curve import read_log
 from scripts.train_demo.language import Packer, answer_loss, make_lessons
 from scripts.train_demo.run import train
 from scripts.train_demo.stages import STAGES
@@ -109,6 +111,18 @@ def test_batches_follow_from_seed_and_step() -> None:
     one, again, other = make_batch(0, 7, 2), make_batch(0, 7, 2), make_batch(0, 8, 2)
     assert torch.equal(one.frames, again.frames)
     assert not torch.equal(one.frames, other.frames)
+
+
+def test_a_step_that_was_run_again_counts_as_it_was_last(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    told = [("see", 50, 0.1), ("see", 100, 0.2), ("read", 50, 0.3), ("see", 50, 0.4)]
+    log.write_text("".join(json.dumps({"stage": a, "step": b, "named": c}) + "\n" for a, b, c in told))
+    assert [(row["stage"], row["step"], row["named"]) for row in read_log(log)] == [
+        ("see", 50, 0.4), ("see", 100, 0.2), ("read", 50, 0.3)
+    ]
+    log.write_text("[1]\n")
+    with pytest.raises(InputError, match="no log of the demo's training"):
+        read_log(log)
 
 
 @pytest.mark.slow
