@@ -23,7 +23,7 @@ def check_plot(path: Path) -> None:
 
 def plot(report: Report, path: Path) -> None:
     """One line a method with Wilson's intervals, and the unpruned model across; PNG or SVG by the suffix."""
-    figure = _matplotlib().figure.Figure(figsize=(7, 4.5), layout="constrained")
+    figure = new_figure(7, 4.5)
     axes = figure.add_subplot()
     lines: dict[str, list[Any]] = {}
     for row in report.rows:
@@ -48,6 +48,11 @@ def plot(report: Report, path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     save_figure(figure, path)
+
+
+def new_figure(width: float, height: float) -> Any:
+    """An empty matplotlib figure; width, height in inches. Raises ConfigError without the package."""
+    return _matplotlib().figure.Figure(figsize=(width, height), layout="constrained")
 
 
 def save_figure(figure: Any, path: Path) -> None:

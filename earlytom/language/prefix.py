@@ -11,6 +11,7 @@ from transformers import DynamicCache
 
 from ..errors import ConfigError
 from .prompt import VIDEO_TOKEN, embed_prompt
+from .qwen2 import ending_ids
 
 
 class SharedPrefix:
@@ -24,9 +25,7 @@ class SharedPrefix:
     def __init__(self, language: Any, before: Sequence[int], visual_tokens: Tensor) -> None:
         if "sliding_attention" in (language.config.layer_types or ()):
             raise ConfigError("a model with sliding-window layers cannot share a prefix: use generate instead")
-        self.language = language
-        ends = language.generation_config.eos_token_id
-        self.ends = {ends} if isinstance(ends, int) else set(ends or ())
+        self.language, self.ends = language, ending_ids(language)
         with torch.inference_mode():
             embeds, _ = embed_prompt(language, before, visual_tokens.to(language.device))
             cache = DynamicCache(config=language.config)

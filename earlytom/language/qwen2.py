@@ -180,6 +180,12 @@ class Qwen2(Qwen2ForCausalLM):
         return super().generate(*args, **kwargs)
 
 
+def ending_ids(language: Any) -> set[int]:
+    """The tokens that end an answer, of a model as transformers generates with it."""
+    ends = language.generation_config.eos_token_id
+    return {ends} if isinstance(ends, int) else set(ends or ())
+
+
 def check_layer(config: Qwen2Config, inner: InnerMerging) -> None:
     """Raise ConfigError unless a model of this configuration can merge before that layer."""
     if inner.layer >= config.num_hidden_layers:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from earlytom.demo.plot import check_plot, save_figure
+from earlytom.demo.plot import check_plot, new_figure, save_figure
 from earlytom.demo.questions import KINDS, OPEN_KINDS
 from earlytom.errors import InputError
 from engines.command import Parser, guarded
@@ -24,29 +24,21 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         last = {(row["stage"], row["step"]): row for row in rows}
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"{path} is no log of the demo's training: {error}") from None
-    return sorted(last.values(), key=lambda row: (_order(rows, row["stage"]), row["step"]))
-
-
-def _order(rows: Sequence[dict[str, Any]], stage: str) -> int:
-    return next(i for i, row in enumerate(rows) if row["stage"] == stage)
-
-
-def _shares(row: dict[str, Any]) -> set[str]:
-    return set(row) & set(SEEN if SEEN[0] in row else SHARES)
+    stages = list(dict.fromkeys(stage for stage, _ in last))
+    return [last[key] for key in sorted(last, key=lambda key: (stages.index(key[0]), key[1]))]
 
 
 def draw_curve(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Share of right answers on training clips against minutes of training, stage after stage."""
-    import matplotlib.figure
-
-    figure = matplotlib.figure.Figure(figsize=(9, 4.5), layout="constrained")
+    figure = new_figure(9, 4.5)
     axes = figure.add_subplot()
     stages = list(dict.fromkeys(row["stage"] for row in rows))
     begin, labelled = 0.0, set[str]()
     for stage in stages:
         mine = [row for row in rows if row["stage"] == stage]
-        for i, name in enumerate(SHARES):
-            told = [(begin + row["seconds"] / 60, 100 * row[name]) for row in mine if name in _shares(row)]
+        shares = SEEN if SEEN[0] in mine[0] else SHARES
+        for i, name in enumerate(shares):
+            told = [(begin + row["seconds"] / 60, 100 * row[name]) for row in mine if name in row]
             if told:
                 axes.plot(*zip(*told), color=f"C{i % 10}", linestyle="--" if i >= 10 else "-",
                           label=None if name in labelled else name)

@@ -88,18 +88,15 @@ def _described(step: int, lessons: list[Lesson]) -> Lessons:
     return lessons, described + 0.05 * torch.randn(described.shape, generator=torch.Generator().manual_seed(step))
 
 
-def read_descriptions(student: Student, packer: Packer, drawn: Lessons) -> Losses:
+def read_descriptions(student: Student, packer: Packer, drawn: Lessons, stretch: int = 1) -> Losses:
     lessons, described = drawn
     visual = student.sequence(student.describer(described.to(student.device)))
-    return answer_loss(student.language, packer, lessons, visual)
+    return answer_loss(student.language, packer, lessons, visual, stretch)
 
 
 def read_descriptions_again(student: Student, packer: Packer, drawn: Lessons) -> Losses:
     """With positions further apart, as if frames had more patches: what is far away is not what was far away here."""
-    lessons, described = drawn
-    stretch = _stretch(lessons, [1, 1, 2, 4, 8])
-    visual = student.sequence(student.describer(described.to(student.device)))
-    return answer_loss(student.language, packer, lessons, visual, stretch)
+    return read_descriptions(student, packer, drawn, _stretch(drawn[0], [1, 1, 2, 4, 8]))
 
 
 def draw_truth(step: int, size: int) -> tuple[Batch, Tensor]:
@@ -164,7 +161,7 @@ def answer_from_far(student: Student, packer: Packer, drawn: Lessons) -> Losses:
 def _features(student: Student, pixels: Tensor, corners: Tensor) -> Tensor:
     """Windows of clips [B, T, H, W, 3] whose first patches lie at corners [B, 2] -> the tower's last layer
     [B, T, S, D], which is not trained any more."""
-    b, t = pixels.shape[:2]
+    t = pixels.shape[1]
     seen = [
         see(student.vision, clip.to(student.device), corner.expand(t, 2).to(student.device))[-1]
         for clip, corner in zip(pixels, corners)
