@@ -19,10 +19,10 @@ PACKAGES := earlytom engines export scripts
 demo: $(STAMP)
 	$(BIN)/earlytom-export --retain 0.2 --output build/demo --force
 	@echo; echo "A clip, and the right answers:"
-	$(BIN)/earlytom-clip build/demo.mp4 --index 2 --questions
+	$(BIN)/earlytom-clip build/demo.mp4 --index 1 --questions
 	@echo; echo "What the demo says, and sees:"
 	$(BIN)/earlytom-infer --bundle build/demo --video build/demo.mp4 --explain build/demo-kept.png \
-	  --prompt "What colour does the ring turn: black, orange, green or white?" --prompt "What happens in this video?"
+	  --prompt "What colour does the diamond turn: yellow, purple, black or red?" --prompt "What happens in this video?"
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal

@@ -14,7 +14,7 @@ from .world import COLOURS, SHAPES, SIZE, Clip, Thing
 
 KINDS = ("colour", "shape", "where", "motion", "order", "count", "brief", "change")  # multiple choice and open
 OPEN_KINDS = ("describe",)
-PLACES = ("top left", "top right", "bottom left", "bottom right")
+PLACES = ("left", "right", "top", "bottom")
 NUMBERS = ("one", "two", "three", "four")
 WAYS = ("left", "right", "up", "down")
 
@@ -97,11 +97,15 @@ def _asked(clip: Clip) -> Iterator[Asked]:
 
 
 def _place(thing: Thing) -> str | None:
-    """Which quarter of the frame a still thing is in; None close to the middle."""
-    dx, dy = thing.x - SIZE / 2, thing.y - SIZE / 2
-    if min(abs(dx), abs(dy)) < 24:
-        return None
-    return f"{'top' if dy < 0 else 'bottom'} {'left' if dx < 0 else 'right'}"
+    """Which side a still thing is nearest to; None within 24 pixels of a diagonal, across or down."""
+    dx, dy = abs(thing.x - SIZE / 2), abs(thing.y - SIZE / 2)
+    return None if abs(dx - dy) < 24 else side_of(thing.x, thing.y)
+
+
+def side_of(x: float, y: float) -> str:
+    """Which of PLACES a point of the frame is in: the diagonals divide them."""
+    dx, dy = x - SIZE / 2, y - SIZE / 2
+    return ("left" if dx < 0 else "right") if abs(dx) > abs(dy) else "top" if dy < 0 else "bottom"
 
 
 def _options(rng: Random, answer: str, pool: Sequence[str]) -> list[str]:

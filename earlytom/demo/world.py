@@ -151,8 +151,8 @@ def _stage(rng: Random, frames: int) -> _Plan:
 
 def _parade(rng: Random, frames: int) -> _Plan:
     """Two to four things, one after another: each vanishes as the next one comes, or stays until the end."""
-    count = rng.choice([2, 3, 4, 4])
-    least = max(1, frames // (count + 2))
+    count = min(rng.choice([2, 3, 4, 4]), max(2, frames // 4))
+    least = frames // (count + 1)
     slack = frames - least * count
     marks = sorted(rng.randint(0, slack) for _ in range(count - 1))
     starts = [0] + [least * (i + 1) + mark for i, mark in enumerate(marks)]
@@ -163,13 +163,14 @@ def _parade(rng: Random, frames: int) -> _Plan:
 
 
 def _place(rng: Random, plan: _Plan, split: str, frames: int, field: Field) -> list[Thing] | None:
-    """Things for the spans, none over another, no colour and no shape twice; None when they do not fit."""
+    """Things for the spans, none over another, no colour and no shape twice, at most one of them moving; None when they
+    do not fit."""
     colours, shapes = rng.sample(COLOURS, len(plan.spans) + 1), rng.sample(SHAPES, len(plan.spans))
     hero = rng.randrange(len(plan.spans)) if split == "test" else -1
+    mover = rng.randrange(len(plan.spans))
     things: list[Thing] = []
     for i, (first, last, brief) in enumerate(plan.spans):
-        motions = ["still"] if brief or last - first < 3 else ["still", "still", "still", *MOTIONS[1:]]
-        motion = rng.choice(motions)
+        motion = "still" if i != mover or brief or last - first < 3 else rng.choice(MOTIONS)
         if i == hero:  # its colour is free to choose: the combination must be one that was held out
             free = [c for c in COLOURS if c not in colours[:i] + colours[i + 1 :] and is_held_out(c, shapes[i], motion)]
             if not free:

@@ -21,7 +21,7 @@ from transformers import Qwen2ForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from earlytom.demo.draw import draw
-from earlytom.demo.questions import KINDS, Question, questions_of
+from earlytom.demo.questions import KINDS, PLACES, Question, questions_of, side_of
 from earlytom.demo.world import SIZE, Clip, make_clip
 from earlytom.language.prompt import VIDEO_TOKEN, build_prompt
 
@@ -58,7 +58,8 @@ class Lesson:
         ]))
 
 
-DESCRIPTION = 8 + 8 + 2 + 2 + 5 + 5 + 2 + 2
+BINS = 8  # of a thing's place, each way: an even number, so that the middle of the frame is between two
+DESCRIPTION = 8 + 8 + 2 + 2 + 5 + 5 + 2 + 2 + 2 * BINS + len(PLACES)
 
 
 def describe(labels: tuple[Any, ...], corner: Sequence[int], side: int, patch: int = PATCH) -> Any:
@@ -69,15 +70,21 @@ def describe(labels: tuple[Any, ...], corner: Sequence[int], side: int, patch: i
     number = [np.broadcast_to(np.eye(5)[n], (len(thing), 5)) for n in counts]
     # Few patches show a thing: what they show is said louder than what all say alike.
     shown = [3.0 * np.eye(n)[thing[:, i]][:, 1:] for i, n in enumerate((9, 9, 3))]
-    parts = [*shown, offset, *(0.5 * x for x in number), near / 14, at]
+    # Where the thing's centre is, in words: of numbers, a look that blurs two things would give what is between them.
+    centre = (places.reshape(-1, 2) + 0.5) * patch + offset * PATCH
+    which = np.clip(centre * (BINS / SIZE), 0, BINS - 1).astype(int)
+    words = [2.0 * np.eye(BINS)[which[:, i]] * (thing[:, :1] > 0) for i in (0, 1)]
+    sides = [PLACES.index(side_of(*point)) for point in centre]
+    words.append(2.0 * np.eye(len(PLACES))[sides] * (thing[:, :1] > 0))
+    parts = [*shown, offset, *(0.5 * x for x in number), near / 14, at, *words]
     return np.concatenate(parts, 1).astype(np.float32)
 
 
 # Kinds that few clips have are asked more often where they can be; and, later, those that are learned last.
 EVEN = {kind: 1.0 if kind in ("colour", "shape") else 2.0 for kind in (*KINDS, "describe")}
 HARD = EVEN | {"colour": 3.0, "where": 3.0, "change": 3.0, "brief": 3.0, "describe": 3.0, "order": 1.0, "count": 0.5}
-LATE = EVEN | {"colour": 2.0, "brief": 4.0, "order": 1.0, "count": 0.5}
 LAST = EVEN | {"where": 3.0, "motion": 3.0, "brief": 4.0, "change": 1.5, "describe": 0.7}
+WHERE = EVEN | {"where": 5.0, "motion": 5.0, "brief": 5.0, "count": 0.7, "describe": 0.5}
 SOME_OPEN = dict.fromkeys(KINDS, 0.4)
 # Options give colours away: who looks up each option's shape needs not find a thing by its shape. So ask without.
 OPEN = SOME_OPEN | {"colour": 0.75, "change": 0.75}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from earlytom.demo.world import SIZE
 
-from .language import EVEN, HARD, LATE, SOME_OPEN, Lesson, Packer, answer_loss, describe, make_lessons
+from .language import EVEN, HARD, SOME_OPEN, WHERE, Lesson, Packer, answer_loss, describe, make_lessons
 from .student import Student
 from .tower import GRID, WINDOW, Batch, loss_of, make_batch, see
 
@@ -79,7 +79,9 @@ def draw_descriptions_again(step: int, size: int) -> Lessons:
     return _described(step, [
         lesson
         for most, share in ((1, 8), (2, 4), (3, 4), (4, 2))
-        for lesson in make_lessons(SEED + most, step, max(1, size // share), frames, side, 10, SIZE // side, most, LATE)
+        for lesson in make_lessons(
+            SEED + 600 + most, step, max(1, size // share), frames, side, 10, SIZE // side, most, WHERE
+        )
     ])
 
 
@@ -132,7 +134,9 @@ def draw_short_clips(step: int, size: int) -> Lessons:
 
 
 def draw_clips(step: int, size: int) -> Lessons:
-    return _filmed(make_lessons(SEED + 500, step, size, 32, GRID, 32))
+    """Whole frames: a clip of 32 of them, then two of 16."""
+    count = 1 + step % 2
+    return _filmed(make_lessons(SEED + 500, step, size * count, 32 // count, GRID, 24))
 
 
 def _filmed(lessons: list[Lesson]) -> Lessons:
@@ -174,10 +178,10 @@ STAGES = (
     Stage("see frames", ("tower", "heads"), 300, 3e-4, 6, draw_frames, name_things, 20),
     Stage("read descriptions", ("describer", "projector", "language"), 4600, 1.5e-3, 16, draw_descriptions,
           read_descriptions),
-    Stage("read on", ("describer", "projector", "language"), 800, 2e-3, 32, draw_descriptions_again,
-          read_descriptions_again, muon=True, least=0.5),
+    Stage("read on", ("describer", "projector", "language"), 600, 2e-3, 32, draw_descriptions_again,
+          read_descriptions_again, 20, muon=True, least=0.2),
     Stage("meet", ("tower", "projector"), 1000, 1e-3, 32, draw_truth, meet, 20, muon=True),
     Stage("answer short clips", ("projector", "language"), 1500, 1e-3, 16, draw_short_clips, answer_from_far, 20,
           muon=True),
-    Stage("answer clips", ("projector", "language"), 60, 2e-4, 1, draw_clips, answer, 10, muon=True),
+    Stage("answer clips", ("projector", "language"), 400, 3e-4, 1, draw_clips, answer, 20, muon=True),
 )

@@ -17,10 +17,11 @@ from transformers import PreTrainedTokenizerFast
 from earlytom.checkpoint.demo_tokenizer import tokenizer_files
 from earlytom.checkpoint.formats import SO400M
 from earlytom.demo.draw import RGB, draw
+from earlytom.demo.questions import PLACES, side_of
 from earlytom.demo.world import COLOURS, SHAPES, SIZE, make_clip
 from earlytom.errors import InputError
 from scripts.train_demo.curve import read_log
-from scripts.train_demo.language import Packer, answer_loss, make_lessons
+from scripts.train_demo.language import BINS, Packer, answer_loss, make_lessons
 from scripts.train_demo.run import train
 from scripts.train_demo.stages import STAGES
 from scripts.train_demo.student import Student
@@ -35,6 +36,26 @@ def student() -> Student:
 @pytest.fixture(scope="module")
 def packer() -> Packer:
     return Packer(PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(tokenizer_files()["tokenizer.json"])))
+
+
+@pytest.mark.parametrize(("side", "patch"), [(8, 48), (14, 14), (27, 14)])
+def test_all_patches_of_a_thing_tell_where_its_centre_is(side: int, patch: int) -> None:
+    told = 0
+    for lesson in make_lessons(5, 3, 6, 6, side, 1, patch):
+        clip = lesson.clip
+        for t, said in enumerate(lesson.labels().numpy()):
+            shown = t + 1 if clip.ghost[t] > 0.5 and t + 1 < clip.frames else t
+            centres = {SHAPES.index(thing.shape): clip.centre(thing, shown) for thing in clip.visible(shown)}
+            words = said[:, -2 * BINS - len(PLACES) :]
+            columns, rows, sides = np.split(words, [BINS, 2 * BINS], axis=1)
+            there = said[:, : len(SHAPES)].any(1)
+            assert (words[~there] == 0).all() and ((words[there] > 0).sum(1) == 3).all()
+            for patch_said, column, row, place in zip(*(x[there] for x in (said, columns, rows, sides))):
+                x, y = centres[int(patch_said[: len(SHAPES)].argmax())]
+                assert (column.argmax(), row.argmax()) == (int(x * BINS / SIZE), int(y * BINS / SIZE))
+                assert PLACES[place.argmax()] == side_of(x, y)
+                told += 1
+    assert told > 100
 
 
 @pytest.mark.parametrize("stretch", [1, 4])

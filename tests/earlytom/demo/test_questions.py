@@ -57,8 +57,10 @@ def answer_again(clip: Clip, question: Question) -> str:
         return after
     (_, _, x0, y0), (_, _, x1, y1) = shown[0], shown[-1]
     if question.kind == "where":
-        assert len({look[2:] for look in shown}) == 1 and min(abs(x0 - 192), abs(y0 - 192)) > 20
-        return ("top" if y0 < 192 else "bottom") + (" left" if x0 < 192 else " right")
+        room = {"left": x0, "top": y0, "right": 384 - x0, "bottom": 384 - y0}  # to each side
+        (side, least), (_, next_least), *_ = sorted(room.items(), key=lambda item: item[1])
+        assert len({look[2:] for look in shown}) == 1 and next_least - least > 20
+        return side
     assert question.kind == "motion" and (x0 == x1) != (y0 == y1)
     return ("left" if x1 < x0 else "right") if y0 == y1 else ("up" if y1 < y0 else "down")
 

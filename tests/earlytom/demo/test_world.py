@@ -41,6 +41,7 @@ def box(clip: Clip, thing: object, frame: int) -> Field:
 @settings(max_examples=150, deadline=None)
 @given(CLIPS)
 def test_any_clip_is_sound(clip: Clip) -> None:
+    assert sum(thing.motion != "still" for thing in clip.things) <= 1
     assert len(clip.clock) == len(clip.ghost) == clip.frames
     assert clip.clock[0] == 0 and all(step in (0, 1) for step in map(lambda a, b: b - a, clip.clock, clip.clock[1:]))
     assert all(0 <= share < 1 for share in clip.ghost)
