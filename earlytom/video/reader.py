@@ -5,28 +5,33 @@ resizes every frame with Pillow's bicubic filter, without a crop. Both are repro
 fewer than T frames, or an image, gives some of its frames several times, as there.
 
 Memory is bounded by the frames asked for, not by the length of the video: the file is demuxed once to count packets
-(no decoding), then decoded once, and only sampled frames become RGB. Packets are nearly always frames; where they turn
-out not to be, the decoded count is the right one and the file is decoded a second time with it. What the container
-says about its own length is never used, except to tell that the end of an AVI is missing.
+(no decoding), and only sampled frames become RGB. Where the packets prove which frame each of them is, only what the
+sampled ones need is decoded, from the key frame before them. Else the whole file is, once; packets are nearly always
+frames, and where they turn out not to be, the decoded count is the right one and the file is decoded a second time with
+it. What the container says about its own length is never used, except to tell that the end of an AVI is missing.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError, VideoError
-from .damage import THREADED, Damage, listening
-from .resize import import_pillow, resize_frames
-from .source import REENCODE, check_file, import_av, open_video
+from .damage import Damage
+from .decode import Decoded, decode_spans, decode_whole
+from .headers import Unproven
+from .packets import Packets, read_packets
+from .plan import plan_spans
+from .resize import import_pillow
+from .source import REENCODE, check_file, import_av
 
-PENDING_BYTES = 64 * 2**20
-"""Full-size RGB held before it is resized: ten 1080p frames, two or three 4K ones."""
+WORTHWHILE = 0.75
+"""Share of a file's packets up to which decoding only those is tried: seeking has its own price."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +44,15 @@ class VideoFrames:
         timestamps: float64 [T], seconds since the video's first frame.
         source: the file, as it was named.
         frame_count: decodable frames in the file.
-        damage: what FFmpeg marked as corrupt or missing in the file; false for a sound one.
+        decoded: frames that were decoded for these, over all attempts.
+        whole: why all of the file was decoded; empty where only what the sampled frames need was.
+        damage: what FFmpeg marked as corrupt or missing: in all packets of the file, and in the frames that were
+            decoded; false when there is none.
         fps: frames per second over the whole file, measured from timestamps (0 for a single frame without a rate).
         duration: seconds, the last frame's own share included.
         width, height: pixels of the source as displayed, after its rotation, at the first frame.
         decode_seconds: wall time of reading, decoding and converting to RGB.
-        resize_seconds: wall time of resizing.
+        resize_seconds: wall time by which resizing, in threads beside that, has prolonged it.
     """
 
     frames: NDArray[np.uint8]
@@ -52,6 +60,8 @@ class VideoFrames:
     timestamps: NDArray[np.float64]
     source: str
     frame_count: int
+    decoded: int
+    whole: str
     damage: Damage
     fps: float
     duration: float
@@ -111,6 +121,7 @@ def read_frames(
         size: pixels of each side of the result.
         strict: refuse a video with fewer than `frames` frames, instead of repeating some, and one in which FFmpeg marks
             damage, instead of reporting it. `VideoFrames.repeated`, `.damage` and `.notes` tell what was let pass.
+            Every frame of the file is decoded for it.
 
     Raises:
         InputError: `frames` or `size` is below 1.
@@ -126,66 +137,81 @@ def read_frames(
     file = check_file(path)
 
     started = time.perf_counter()
-    sample = _sample(file, frames, size, strict)
+    found = _sample(file, frames, size, strict)
     total = time.perf_counter() - started
 
-    count = sample.frame_count
-    times = sample.times - sample.times[0] if sample.has_times else np.arange(count) / (sample.rate or 1.0)
+    count = found.count
+    times = found.times - found.times[0] if found.has_times else np.arange(count) / (found.rate or 1.0)
     indices = sample_indices(count, frames)
     span = float(times.max())
-    fps = (count - 1) / span if span > 0 else sample.rate
+    fps = (count - 1) / span if span > 0 else found.rate
     return VideoFrames(
-        frames=np.concatenate(sample.resized)[np.unique(indices, return_inverse=True)[1]],
+        frames=np.concatenate(found.resized)[np.unique(indices, return_inverse=True)[1]],
         indices=indices,
         timestamps=times[indices].astype(np.float64),
         source=str(path),
         frame_count=count,
-        damage=sample.damage,
+        decoded=found.decoded,
+        whole=found.whole,
+        damage=found.damage,
         fps=fps,
         duration=span + (1 / fps if fps > 0 else 0.0),
-        width=sample.width,
-        height=sample.height,
-        decode_seconds=total - sample.resize_seconds,
-        resize_seconds=sample.resize_seconds,
+        width=found.width,
+        height=found.height,
+        decode_seconds=total - found.waited,
+        resize_seconds=found.waited,
     )
 
 
-@dataclass
-class _Sample:
-    """What one decoding pass has gathered; a frame that is sampled several times is in `resized` once."""
+def _sample(file: Path, frames: int, size: int, strict: bool) -> Decoded:
+    """Decode what the sampled frames need; the whole file where that is not certain or saves little."""
+    packets = read_packets(file)
+    _refuse(file, packets.damage, strict)
+    try:
+        if strict:
+            raise Unproven("strict reading inspects every frame")
+        return _decode_sampled(file, packets, frames, size)
+    except Unproven as doubt:
+        whole, decoded = str(doubt), doubt.decoded
+    except VideoError as error:  # what damage it is will be seen when all of it is decoded
+        whole, decoded = str(error), 0
+    found = _decode_all(file, packets, frames, size, strict)
+    return replace(found, whole=whole, decoded=found.decoded + decoded)
 
-    resized: list[NDArray[np.uint8]]
-    times: NDArray[np.float64]
-    has_times: bool
-    rate: float
-    frame_count: int
-    damage: Damage
-    width: int
-    height: int
-    resize_seconds: float
+
+def _decode_sampled(file: Path, packets: Packets, frames: int, size: int) -> Decoded:
+    if packets.timeline is None:
+        raise Unproven(packets.unproven)
+    wanted = np.unique(sample_indices(packets.count, frames)).tolist()
+    spans = plan_spans(packets.timeline, wanted)
+    if sum(span.packets for span in spans) > WORTHWHILE * packets.count:
+        raise Unproven("the sampled frames need most of it")
+    return decode_spans(file, packets.timeline, spans, wanted, size)
 
 
-def _sample(file: Path, frames: int, size: int, strict: bool) -> _Sample:
+def _decode_all(file: Path, packets: Packets, frames: int, size: int, strict: bool) -> Decoded:
     """Decode with the number of packets as the number of frames, and once more where it was not."""
-    count, unread = _count_packets(file)
-    _refuse(file, unread, strict)
-    sample = _decode(file, count, frames, size)
-    if sample.frame_count == 0:
+    found = _decode_for(file, packets.count, frames, size)
+    if found.count == 0:
         raise VideoError(f"{file}: not one frame of the video stream can be decoded; {REENCODE}")
-    sample.damage = unread + sample.damage
-    _refuse(file, sample.damage, strict)
-    if strict and sample.frame_count < frames:
+    _refuse(file, packets.damage + found.damage, strict)
+    if strict and found.count < frames:
         raise VideoError(
-            f"{file}: the video has {_frames(sample.frame_count)} and {frames} are needed: "
-            f"take a longer video or at most {_frames(sample.frame_count)}"
+            f"{file}: the video has {_frames(found.count)} and {frames} are needed: "
+            f"take a longer video or at most {_frames(found.count)}"
         )
-    if sample.frame_count != count:
-        count = sample.frame_count
-        sample = _decode(file, count, frames, size)
-        sample.damage = unread + sample.damage
-        if sample.frame_count != count:
-            raise VideoError(f"{file}: {count} frames decode at one time, {sample.frame_count} at another; {REENCODE}")
-    return sample
+    if found.count != packets.count:
+        first = found
+        found = _decode_for(file, first.count, frames, size)
+        if found.count != first.count:
+            raise VideoError(f"{file}: {first.count} frames decode at one time, {found.count} at another; {REENCODE}")
+        found = replace(found, decoded=first.decoded + found.decoded)
+    return replace(found, damage=packets.damage + found.damage)
+
+
+def _decode_for(file: Path, count: int, frames: int, size: int) -> Decoded:
+    """Decode the whole file for the frames that a video of `count` would be sampled at: right if that is its count."""
+    return decode_whole(file, sample_indices(count, frames).tolist() if count else (), size)
 
 
 def _refuse(file: Path, damage: Damage, strict: bool) -> None:
@@ -195,64 +221,3 @@ def _refuse(file: Path, damage: Damage, strict: bool) -> None:
 
 def _frames(count: int) -> str:
     return f"{count} frame{'s' * (count != 1)}"
-
-
-def _count_packets(file: Path) -> tuple[int, Damage]:
-    """Packets of the video stream, without decoding: the likely number of frames, at the price of reading the file."""
-    count = corrupt = missing = 0
-    with open_video(file, "reading") as (container, stream), listening(container.format.name) as ear:
-        last, gap = -1, 1  # of an AVI, whose clock counts the header's frames, dropped ones (no packet) included
-        for packet in container.demux(stream):
-            corrupt += packet.is_corrupt
-            count += packet.size > 0 and not packet.is_discard
-            if packet.dts is not None:
-                last, gap = packet.dts, max(gap, packet.dts - last)
-            ear.hear()
-        ear.hear()
-        if container.format.name == "avi":
-            missing = max(0, stream.frames - last - gap)
-    return count, Damage(packets=corrupt, missing=missing, errors=ear.errors, message=ear.message)
-
-
-def _decode(file: Path, count: int, frames: int, size: int) -> _Sample:
-    """Decode the whole file, keeping the frames that a video of `count` frames would be sampled at.
-
-    The frames kept are right when `frame_count` of the answer equals `count`; the answer says so, it does not check.
-    """
-    wanted = set(sample_indices(count, frames).tolist()) if count else set()
-    resized: list[NDArray[np.uint8]] = []
-    pending: list[NDArray[np.uint8]] = []
-    times: list[float] = []
-    has_times, resize_seconds = True, 0.0
-    width = height = index = corrupt = 0
-
-    def flush() -> None:
-        nonlocal resize_seconds
-        started = time.perf_counter()
-        resized.append(resize_frames(pending, size))
-        pending.clear()
-        resize_seconds += time.perf_counter() - started
-
-    with open_video(file, "decoding") as (container, stream):
-        convert = import_av().video.reformatter.VideoReformatter().reformat
-        stream.thread_type = "AUTO"
-        rate = float(stream.average_rate or stream.guessed_rate or 0)
-        codec = stream.codec_context.codec
-        with listening(None if codec.capabilities & THREADED else codec.name) as ear:
-            for index, frame in enumerate(container.decode(stream), start=1):
-                ear.hear()
-                corrupt += frame.is_corrupt
-                has_times &= frame.time is not None
-                times.append(frame.time or 0.0)
-                turns = round(frame.rotation / 90) % 4  # to the left, like those of np.rot90
-                if index == 1:
-                    width, height = (frame.height, frame.width) if turns % 2 else (frame.width, frame.height)
-                if index - 1 in wanted:
-                    pending.append(np.rot90(convert(frame, format="rgb24").to_ndarray(), turns))
-                    if sum(item.nbytes for item in pending) >= PENDING_BYTES:
-                        flush()
-            ear.hear()
-        if pending:
-            flush()
-    damage = Damage(frames=corrupt, errors=ear.errors, message=ear.message)
-    return _Sample(resized, np.asarray(times), has_times, rate, index, damage, width, height, resize_seconds)

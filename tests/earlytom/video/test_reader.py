@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import earlytom.video.reader as reader
+import earlytom.video.resize as resize
 from earlytom.errors import EarlyTomError, InputError, VideoError
 from earlytom.video import read_frames, resize_frames, sample_indices
-from earlytom.video.damage import Damage
+from earlytom.video.packets import Packets
 from tests import clips
 
 CODECS = (("libx264", "mp4"), ("libx264", "mkv"), ("libx264", "ts"), ("mpeg4", "avi"), ("libvpx-vp9", "webm"))
@@ -91,7 +92,7 @@ def test_as_many_frames_as_there_are(clip: Path) -> None:
 
 @pytest.mark.parametrize("guess", [0, 20, 39, 41, 90])
 def test_packet_count_is_only_a_guess(clip: Path, monkeypatch: pytest.MonkeyPatch, guess: int) -> None:
-    monkeypatch.setattr(reader, "_count_packets", lambda file: (guess, Damage()))
+    monkeypatch.setattr(reader, "read_packets", lambda file: Packets(guess, unproven="a guess"))
     got = read_frames(clip, frames=16, size=32)
     assert got.frame_count == 40 and seen_indices(got.frames, 40) == got.indices.tolist()
     short = read_frames(clip, frames=41, size=32)
@@ -102,7 +103,7 @@ def test_packet_count_is_only_a_guess(clip: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_batches_of_pending_frames_keep_order(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = read_frames(clip, frames=16, size=32).frames
-    monkeypatch.setattr(reader, "PENDING_BYTES", 3 * 48 * 64 * 3)
+    monkeypatch.setattr(resize, "PENDING_BYTES", 3 * 48 * 64 * 3)
     assert np.array_equal(read_frames(clip, frames=16, size=32).frames, whole)
 
 
