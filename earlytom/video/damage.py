@@ -19,7 +19,7 @@ from .source import import_av
 
 @dataclass(frozen=True)
 class Damage:
-    """Counts over a whole file; false when there is nothing to report.
+    """Counts over all packets of a file and the frames that were decoded; false when there is nothing to report.
 
     Attributes:
         packets: corrupt packets: cut off, or lost on the way.

@@ -116,8 +116,10 @@ def decode_spans(file: Path, timeline: Timeline, spans: Sequence[Span], wanted: 
                         ear.hear()
                         if frame.is_corrupt or ear.errors:
                             raise Unproven("a part that is needed is damaged", decoded)
-                        if place == len(span.shown) or (place == 0 and (frame.pts or 0) < span.shown[0]):
-                            continue  # shown after what is wanted, or before the entry
+                        if place == len(span.shown):
+                            continue  # shown after what is wanted
+                        if place == 0 and frame.pts is not None and frame.pts < span.shown[0]:
+                            continue  # shown before the entry
                         if frame.pts != span.shown[place]:
                             raise Unproven("other frames come out than the packets promise", decoded)
                         keeper.see(span.index + place, frame)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .damage import Damage, listening
 from .headers import Headers, Unproven, headers_of
-from .source import open_video
+from .source import import_av, open_video
 
 if TYPE_CHECKING:
     from av.packet import Packet
@@ -95,6 +95,8 @@ class _Witness:
         self._entries: list[int] = []
         self._time_base = stream.time_base
         try:
+            if not shows_side_data():
+                raise Unproven("PyAV before 16 does not show whether a stream's parameters change on the way")
             self._headers = headers_of(stream.codec_context.name, bytes(stream.codec_context.extradata or b""))
         except Unproven as doubt:
             self.unproven = str(doubt)
@@ -129,6 +131,11 @@ class _Witness:
             self.unproven = str(doubt)
             return None
         return Timeline(pts, dts, sizes, entries, self._time_base)
+
+
+def shows_side_data() -> bool:
+    """Whether the installed PyAV tells what comes with a packet, such as parameters for those from there on."""
+    return hasattr(import_av().Packet, "has_sidedata")
 
 
 def check_order(pts: NDArray[np.int64], entries: NDArray[np.int64], *, closed: bool) -> None:

@@ -15,7 +15,7 @@ from ..cards import current_card
 PACKAGES = (
     "earlytom-export", "torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu",
     "polygraphy", "tensorrt", "tensorrt-cu12", "tensorrt-cu13", "tensorrt_cu13_bindings", "tensorrt-rtx",
-    "numpy", "triton",
+    "numpy", "av", "pillow", "triton",
 )
 _QUERY = {
     "clocks.sm": "sm_mhz", "clocks.mem": "memory_mhz", "clocks.max.sm": "sm_max_mhz", "power.draw": "watts",

@@ -7,6 +7,7 @@ refuse with `Unproven`, and the whole file is decoded.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from .av1 import Av1Headers
@@ -33,7 +34,7 @@ class Headers(Protocol):
         """After the last packet: raises Unproven if a decoder that has to wait for `reordered` packets may not."""
 
 
-HEADERS = {
+HEADERS: dict[str, Callable[[bytes], Headers]] = {
     "h264": H264Headers,
     "hevc": HevcHeaders,
     "vp9": Vp9Headers,

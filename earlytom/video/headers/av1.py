@@ -1,4 +1,7 @@
-"""AV1 (Bitstream & Decoding Process Specification 1.0.0, errata 1): decoding may begin at a key frame that is shown."""
+"""AV1 (Bitstream & Decoding Process Specification 1.0.0, errata 1): decoding may begin at a key frame that is shown.
+
+It resets everything but the sequence header, which has to come with it.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +17,16 @@ class Av1Headers:
     closed = True
 
     def __init__(self, extradata: bytes) -> None:
-        self._sets = Sets()
-        if extradata[:1] == b"\x81":  # av1C: four bytes, then units
-            for kind, unit in _units(memoryview(extradata)[4:]):
-                if kind == SEQUENCE:
-                    self._sequence(unit)
+        self._sets = Sets()  # not those of the container: dav1d forgets them when it begins elsewhere
 
     def entry(self, data: memoryview) -> bool:
-        frames = []
+        frames, sequences = [], 0
         for kind, unit in _units(data):
             if kind == SEQUENCE:
-                self._sequence(unit)
+                if not len(unit) or unit[0] & 0x18:  # still_picture, reduced_still_picture_header
+                    raise Unproven("the stream is a still picture")
+                self._sets.take(kind, bytes(unit))
+                sequences += 1
             elif kind in (FRAME_HEADER, FRAME):
                 first = unit[0] if len(unit) else 0
                 existing = bool(first & 0x80)
@@ -35,16 +37,11 @@ class Av1Headers:
         if shown != 1:
             raise Unproven(f"a packet shows {shown} frames")
         self._sets.close()
-        return frames[0] == (True, True)
+        return sequences > 0 and frames[0] == (True, True)
 
     def check(self, reordered: int) -> None:
         if reordered:
             raise Unproven("frames are not in the order of their timestamps")
-
-    def _sequence(self, unit: memoryview) -> None:
-        if not len(unit) or unit[0] & 0x18:  # still_picture, reduced_still_picture_header
-            raise Unproven("the stream is a still picture")
-        self._sets.take(SEQUENCE, bytes(unit))
 
 
 def _units(data: memoryview) -> Iterator[tuple[int, memoryview]]:

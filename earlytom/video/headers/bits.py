@@ -38,24 +38,27 @@ class Bits:
 
 
 class Sets:
-    """Parameter sets by name: all are there from the first packet on, and none changes.
+    """Parameter sets by name: all are there from the first packet on, and none changes after it.
 
     A decoder keeps them from packet to packet, so that one which begins in the middle would miss what came before.
+    Those of the container's configuration may be replaced by the first packet, which is always decoded first.
     """
 
     def __init__(self) -> None:
+        self._configured: dict[object, bytes] = {}
         self._known: dict[object, bytes] = {}
         self._open = True
 
-    def take(self, name: object, value: bytes) -> bool:
-        """Whether the set is new."""
-        known = self._known.get(name)
+    def configure(self, name: object, value: bytes) -> None:
+        self._configured[name] = value
+
+    def take(self, name: object, value: bytes) -> None:
+        """Raises Unproven where the set is new after the first packet, or another one than it was."""
+        known = self._known.get(name, None if self._open else self._configured.get(name))
         if known is None and self._open:
             self._known[name] = value
-            return True
-        if known != value:
+        elif known != value:
             raise Unproven("the stream's parameters change on the way")
-        return False
 
     def close(self) -> None:
         """The first packet is over."""

@@ -6,6 +6,8 @@ FFmpeg fills the gap with pictures of its own, which can get into reference list
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from .bits import Bits, Sets, Unproven
 from .nal import boxed_units, configuration, nal_units, payload, refuse_stateful_sei
 
@@ -20,16 +22,15 @@ class H264Headers:
     def __init__(self, extradata: bytes) -> None:
         self._length_size, boxed = configuration(extradata, 4)
         self._sets = Sets()
-        self._reorder: int | None = None  # as the sequence parameter set declares it
+        self._declared: list[int | None] = []  # by each sequence parameter set: how many pictures are waited for
         if boxed:
             sequences, at = boxed_units(extradata, 6, extradata[5] & 31)
             pictures, _ = boxed_units(extradata, at + 1, extradata[at] if at < len(extradata) else 0)
-            for unit in sequences + pictures:
-                self._parameters(unit)
-        elif extradata:
-            for unit in nal_units(memoryview(extradata), 0):
-                if unit[0] & 31 in (SPS, PPS):
-                    self._parameters(unit)
+            units = sequences + pictures
+        else:
+            units = list(nal_units(memoryview(extradata), 0)) if extradata else []
+        for unit in units:
+            self._parameters(unit, self._sets.configure)
 
     def entry(self, data: memoryview) -> bool:
         pictures, kinds = 0, set()
@@ -41,7 +42,7 @@ class H264Headers:
             elif kind == SEI:
                 refuse_stateful_sei(payload(unit, 1))
             elif kind in (SPS, PPS):
-                self._parameters(unit)
+                self._parameters(unit, self._sets.take)
             elif kind not in HARMLESS:
                 raise Unproven(f"a NAL unit of type {kind} is none of a plain H.264 stream")
         if pictures != 1 or len(kinds) != 1:
@@ -51,16 +52,20 @@ class H264Headers:
 
     def check(self, reordered: int) -> None:
         """A decoder that is not told how many pictures it has to wait for guesses, and drops those that come late."""
-        if reordered > (self._reorder or 0):
-            said = "do not say" if self._reorder is None else f"say {self._reorder}"
-            raise Unproven(f"{reordered} pictures have to be waited for, and the stream's parameters {said}")
+        if not self._declared:
+            raise Unproven("the stream has no parameters")
+        if any(reordered > (declared or 0) for declared in self._declared):
+            raise Unproven(f"{reordered} pictures have to be waited for, and the stream's parameters do not say so")
 
-    def _parameters(self, unit: memoryview) -> None:
+    def _parameters(self, unit: memoryview, keep: Callable[[object, bytes], None]) -> None:
         kind = unit[0] & 31
         if kind == PPS:
-            self._sets.take((kind, Bits(payload(unit, 1)).ue()), bytes(unit).rstrip(b"\0"))
-        elif kind == SPS and self._sets.take(kind, bytes(unit).rstrip(b"\0")):
-            self._reorder = reorder_of(payload(unit, 1))
+            keep((kind, Bits(payload(unit, 1)).ue()), bytes(unit).rstrip(b"\0"))
+        elif kind == SPS:
+            keep(kind, bytes(unit).rstrip(b"\0"))
+            declared = reorder_of(payload(unit, 1))
+            if declared not in self._declared:
+                self._declared.append(declared)
 
 
 def reorder_of(sps: bytes) -> int | None:
@@ -119,8 +124,8 @@ def _reorder_of_usability(bits: Bits) -> int | None:
         bits.ue(), bits.ue()
     if bits.u(1):  # timing
         bits.u(65)
-    hypothetical = [_skip_hypothetical_decoder(bits) for _ in range(2) if bits.u(1)]
-    if hypothetical:
+    units, slices = _skip_hypothetical_decoder(bits), _skip_hypothetical_decoder(bits)
+    if units or slices:
         bits.u(1)
     bits.u(1)
     if not bits.u(1):
@@ -129,9 +134,13 @@ def _reorder_of_usability(bits: Bits) -> int | None:
     return bits.ue()
 
 
-def _skip_hypothetical_decoder(bits: Bits) -> None:
+def _skip_hypothetical_decoder(bits: Bits) -> bool:
+    """Whether it was there."""
+    if not bits.u(1):
+        return False
     count = bits.ue() + 1
     bits.u(8)
     for _ in range(count):
         bits.ue(), bits.ue(), bits.u(1)
     bits.u(20)
+    return True

@@ -6,6 +6,8 @@ nothing else gets into a list. What follows it in the file and is shown before i
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from .bits import Bits, Sets, Unproven
 from .nal import boxed_units, configuration, nal_units, payload, refuse_stateful_sei
 
@@ -31,14 +33,14 @@ class HevcHeaders:
         elif extradata:
             units = list(nal_units(memoryview(extradata), 0))
         for unit in units:
-            self._other(unit, unit[0] >> 1 & 63)
+            self._other(unit, unit[0] >> 1 & 63, self._sets.configure)
 
     def entry(self, data: memoryview) -> bool:
         pictures, kinds = 0, set()
         for unit in nal_units(data, self._length_size):
             kind = unit[0] >> 1 & 63
             if kind not in PICTURES:
-                self._other(unit, kind)
+                self._other(unit, kind, self._sets.take)
                 continue
             if len(unit) < 3 or unit[0] & 1 or unit[1] >> 3:
                 raise Unproven("the stream has layers")
@@ -56,7 +58,7 @@ class HevcHeaders:
     def check(self, reordered: int) -> None:
         """The sequence parameter set says how long a decoder waits."""
 
-    def _other(self, unit: memoryview, kind: int) -> None:
+    def _other(self, unit: memoryview, kind: int, keep: Callable[[object, bytes], None]) -> None:
         if kind in SETS:
             name: object = kind
             if kind == PPS:
@@ -65,7 +67,7 @@ class HevcHeaders:
                 bits.ue(), bits.u(1)
                 if bits.u(1):  # output_flag_present_flag
                     raise Unproven("pictures may be hidden")
-            self._sets.take(name, bytes(unit).rstrip(b"\0"))
+            keep(name, bytes(unit).rstrip(b"\0"))
         elif kind in SEI:
             refuse_stateful_sei(payload(unit, 2))
         elif kind not in HARMLESS:  # the ends of a sequence too: after one, a decoder leaves pictures out

@@ -33,7 +33,8 @@ def _tables(data: memoryview) -> frozenset[tuple[int, int]]:
     """(marker, destination) of each table before the first scan."""
     if bytes(data[:2]) != b"\xff\xd8":
         raise Unproven("a packet does not begin with a JPEG picture")
-    found, at = set(), 2
+    found: set[tuple[int, int]] = set()
+    at = 2
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
         segment = data[at + 4 : at + 2 + length]
