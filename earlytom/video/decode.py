@@ -109,28 +109,41 @@ def decode_spans(file: Path, timeline: Timeline, spans: Sequence[Span], wanted: 
         with open_video(file, "decoding") as (container, stream):
             rate, packets = _rate(stream), _Packets(container, stream, timeline)
             with _decoding(stream) as ear:
-                for span in spans:
-                    place = 0
-                    for frame in _frames(stream, packets, span):
-                        decoded += 1
-                        ear.hear()
-                        if frame.is_corrupt or ear.errors:
-                            raise Unproven("a part that is needed is damaged", decoded)
-                        if place == len(span.shown):
-                            continue  # shown after what is wanted
-                        if place == 0 and frame.pts is not None and frame.pts < span.shown[0]:
-                            continue  # shown before the entry
-                        if frame.pts != span.shown[place]:
-                            raise Unproven("other frames come out than the packets promise", decoded)
-                        keeper.see(span.index + place, frame)
-                        place += 1
-                    if place < len(span.shown):
-                        raise Unproven("fewer frames come out than the packets promise", decoded)
+                try:
+                    for span in spans:
+                        for index, frame in _held_against(span, _frames(stream, packets, span), ear):
+                            decoded += 1
+                            if index is not None:
+                                keeper.see(index, frame)
+                except Unproven as doubt:
+                    raise Unproven(str(doubt), decoded) from None
         resized = resizer.results()
     return Decoded(
         resized, timeline.seconds(), True, rate, len(timeline.pts), decoded, Damage(), keeper.width, keeper.height,
         resizer.waited,
     )
+
+
+def _held_against(span: Span, frames: Iterator[VideoFrame], ear: Ear) -> Iterator[tuple[int | None, VideoFrame]]:
+    """Every frame, with its position in the file, or None when it is shown before the span's entry or after its end.
+
+    Raises Unproven unless they are the span's, in order and without a gap, and sound.
+    """
+    place = 0
+    for frame in frames:
+        ear.hear()
+        if frame.is_corrupt or ear.errors:
+            raise Unproven("a part that is needed is damaged")
+        early = place == 0 and frame.pts is not None and frame.pts < span.shown[0]
+        if early or place == len(span.shown):
+            yield None, frame
+            continue
+        if frame.pts != span.shown[place]:
+            raise Unproven("other frames come out than the packets promise")
+        yield span.index + place, frame
+        place += 1
+    if place < len(span.shown):
+        raise Unproven("fewer frames come out than the packets promise")
 
 
 def _frames(stream: VideoStream, packets: _Packets, span: Span) -> Iterator[VideoFrame]:
