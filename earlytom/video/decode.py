@@ -174,20 +174,24 @@ class _Packets:
         self._next = span.last + 1
 
     def _find(self, first: int) -> Packet:
-        if first - self._next <= NEAR:
-            found = self._search(first)
-            if found is not None:
-                return found
-        # Some containers are sought by pts (Matroska), some by dts (MPEG-TS); one that lands too late is asked again.
-        at = int(np.searchsorted(self._timeline.entries, first))
-        before = self._timeline.entries[max(at - 1, 0)]
-        for time in (self._timeline.pts[first], self._timeline.dts[first], self._timeline.dts[before]):
-            self._container.seek(int(time), stream=self._stream)
-            self._packets = self._demux()
-            found = self._search(first)
-            if found is not None:
-                return found
-        raise Unproven("seeking does not find a packet again")
+        sought = False
+        if first - self._next > NEAR:
+            # Matroska is sought by pts, MPEG-TS by dts; where one lands too late, another is tried.
+            timeline = self._timeline
+            before = timeline.entries[max(int(np.searchsorted(timeline.entries, first)) - 1, 0)]
+            for time in (timeline.pts[first], timeline.dts[first], timeline.dts[before]):
+                try:
+                    self._container.seek(int(time), stream=self._stream)
+                except import_av().FFmpegError:  # a container without an index, say
+                    continue
+                sought, self._packets = True, self._demux()
+                found = self._search(first)
+                if found is not None:
+                    return found
+        found = None if sought else self._search(first)
+        if found is None:
+            raise Unproven("seeking does not find a packet again")
+        return found
 
     def _search(self, wanted: int) -> Packet | None:
         """Read on to that packet; None when it has been passed."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -20,7 +22,12 @@ from earlytom.video import VideoFrames, read_frames
 from earlytom.video.headers import Unproven
 from earlytom.video.packets import Packets, Timeline, check_order, most_reordered, read_packets
 from earlytom.video.plan import plan_spans
+from earlytom.video.source import open_video
 from tests import clips
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
 
 COUNT, GROUP, FRAMES = 64, 8, 4  # sampled: 0, 21, 42, 63
 FAST = {"preset": "ultrafast", "g": str(GROUP), "bf": "0"}
@@ -130,6 +137,40 @@ def test_an_edit_list_that_leaves_packets_out(sound: Path, tmp_path: Path) -> No
 
 def damaged_at(path: Path, source: Path, packet: int) -> Path:
     return clips.overwritten(path, source, [packet])
+
+
+@pytest.mark.parametrize(
+    ("suffix", "options"), [("mp4", {"movflags": "frag_keyframe+empty_moov"}), ("mkv", {"live": "1"})]
+)
+def test_files_without_an_index(
+    suffix: str, options: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decode, "NEAR", 0)
+    path = tmp_path / f"live.{suffix}"
+    got = same_as_all(clips.write(path, clips.pattern(COUNT), encoder=REORDERED, **options))
+    assert got.whole == "" and got.decoded < COUNT
+
+
+def test_a_container_that_cannot_seek_is_read_on(sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import av
+
+    class Unseekable:
+        def __init__(self, container: InputContainer) -> None:
+            self.demux, self.decode = container.demux, container.decode
+
+        def seek(self, *_: object, **__: object) -> None:
+            raise av.FFmpegError(1, "Operation not permitted")
+
+    @contextmanager
+    def open_unseekable(file: Path, doing: str) -> Iterator[tuple[Unseekable, VideoStream]]:
+        with open_video(file, doing) as (container, stream):
+            yield Unseekable(container), stream
+
+    right = read_frames(sound, frames=FRAMES, size=32)
+    monkeypatch.setattr(decode, "NEAR", 0)
+    monkeypatch.setattr(decode, "open_video", open_unseekable)
+    got = read_frames(sound, frames=FRAMES, size=32)
+    assert got.whole == "" and got.decoded == right.decoded and np.array_equal(got.frames, right.frames)
 
 
 def test_damage_where_a_frame_is_needed_is_told(sound: Path, tmp_path: Path) -> None:
