@@ -19,11 +19,11 @@ def work_lines(work: ModelWork) -> list[str]:
     """Before -> after of each part, and of all up to the first token."""
     lines = [f"work        before -> after, with {work.text_tokens} text tokens in each prompt:"]
     for name, before, after in work.parts:
-        text = f"  {name:<9} {_flops(name, before, after)}, weights {_bytes(before.weights)}"
-        if before.cache:
-            text += f", keys and values {_bytes(before.cache)} -> {_bytes(after.cache)}"
+        text = f"  {name:<9} {_flops(name, before, after)}, weights {_bytes(before.weight_bytes)}"
+        if before.cache_bytes:
+            text += f", keys and values {_bytes(before.cache_bytes)} -> {_bytes(after.cache_bytes)}"
         if name != "decode":
-            text += f", activations about {_bytes(before.activations)} -> {_bytes(after.activations)}"
+            text += f", activations about {_bytes(before.activation_bytes)} -> {_bytes(after.activation_bytes)}"
         lines.append(text)
     if work.before.prefill is None:
         return [*lines, f"  {UNKNOWN_LLM}"]
@@ -43,12 +43,14 @@ def floor_lines(work: ModelWork, cards: str | None, dtype: str) -> list[str]:
 
 
 def floors(work: ModelWork, cards: str | None, dtype: str) -> list[dict[str, Any]]:
-    """Plain JSON of the same: for each card seconds and bound of each part, and seconds to the first token."""
+    """Plain JSON of the same: of each card seconds and bound of each part, seconds to the first token, or why not."""
     if cards is None:
         return []
-    found = []
-    for rates in find_rates(cards)[0]:
+    known, missing = find_rates(cards)
+    found: list[dict[str, Any]] = [{"card": name, "why": "no figures"} for name in missing]
+    for rates in known:
         if rates.matrix_rate(dtype) is None:
+            found.append({"card": rates.title, "why": f"no matrix products in {dtype}"})
             continue
         parts = {
             name: {

@@ -76,7 +76,7 @@ def by_frames() -> str:
             _pair((before.flops, after.flops), 1e12) for name, before, after in work.parts
             if name in ("vision", "prefill")
         )
-        masked = _known(work.before.prefill).masked / _known(work.before.prefill).flops
+        masked = _known(work.before.prefill).masked_flops / _known(work.before.prefill).flops
         rows.append((str(frames), *cells, _pair(first, 1e12), f"{masked:.0%}"))
     return table(("frames", "vision", "prefill", "first token", "of the full prefill behind the mask"), rows)
 
@@ -91,7 +91,7 @@ def by_ratio() -> str:
         budgets = ", ".join(map(str, config.frame_budgets))
         rows.append((
             f"{retain:g}", budgets, *(f"{after[name].flops / 1e12:.4g}" for name in ("vision", "projector", "prefill")),
-            f"{first[1] / 1e12:.4g}", f"{1 - first[1] / first[0]:.0%}", f"{after['decode'].cache / 1e6:.4g}",
+            f"{first[1] / 1e12:.4g}", f"{1 - first[1] / first[0]:.0%}", f"{after['decode'].cache_bytes / 1e6:.4g}",
         ))
     head = ("retain", "frames left", "vision", "projector", "prefill", "first token", "fewer", "cache, MB")
     return table(head, rows)

@@ -25,27 +25,27 @@ TEXT_TOKENS = 32  # of a prompt: the chat form that LLaVA was trained with takes
 class Work:
     """FLOPs of one part, and the bytes it moves.
 
-    flops: with the whole square of causal attention; masked: those of them that the mask hides and a kernel may skip.
-    weights: read once a pass; of the embedding, the rows that are looked up. cache: keys and values written and, by
-    decoding, read. activations: an estimate, for the chip may keep what lies between two kernels: each matrix product
-    reads its input and writes its output once, with the element-wise work in it, and attention is fused, but for the
-    one layer of the tower that forms its matrix.
+    flops: with the whole square of causal attention; masked_flops: those of them that the mask hides and a kernel may
+    skip. weight_bytes: read once a pass, of the embedding the rows that are looked up; cache_bytes: keys and values
+    written and, by decoding, read. activation_bytes: an estimate, for the chip may keep what lies between two kernels:
+    each matrix product reads its input and writes its output once, with the element-wise work in it, and attention is
+    fused, but for the one layer of the tower that forms its matrix.
     """
 
     flops: int
-    masked: int
-    weights: int
-    cache: int
-    activations: int
+    masked_flops: int
+    weight_bytes: int
+    cache_bytes: int
+    activation_bytes: int
 
     @property
     def least_flops(self) -> int:
-        return self.flops - self.masked
+        return self.flops - self.masked_flops
 
     @property
     def least_bytes(self) -> int:
         """What has to move whatever is kept on the chip."""
-        return self.weights + self.cache
+        return self.weight_bytes + self.cache_bytes
 
 
 @dataclass(frozen=True)

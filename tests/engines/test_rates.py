@@ -13,11 +13,11 @@ CARD = Rates("a card", fp32=10, tf32=None, half=100, bandwidth=1000, source="", 
 
 
 def test_the_larger_of_work_and_bytes_is_the_floor() -> None:
-    busy = Work(flops=3 * 10**14, masked=10**14, weights=10**9, cache=0, activations=10**15)
+    busy = Work(3 * 10**14, masked_flops=10**14, weight_bytes=10**9, cache_bytes=0, activation_bytes=10**15)
     least = floor(busy, CARD, "fp16")
     assert (least.seconds, least.bound) == (2.0, "FLOPs")  # neither what the mask hides nor activations
     assert floor(busy, CARD, "fp32").seconds == 20.0
-    idle = Work(flops=10**9, masked=0, weights=10**12, cache=2 * 10**12, activations=0)
+    idle = Work(10**9, masked_flops=0, weight_bytes=10**12, cache_bytes=2 * 10**12, activation_bytes=0)
     assert (floor(idle, CARD, "fp16").seconds, floor(idle, CARD, "fp16").bound) == (3.0, "bytes")
 
 

@@ -50,13 +50,14 @@ def test_a_dry_run_has_it_as_json(tmp_path, capsys):
     argv = ["--checkpoint", str(TINY), "--inner-layer", "3", "--engine", "none", "--for", "a100,l4,sm89"]
     assert main([*argv, "--output", str(tmp_path / "none"), "--dry-run", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
-    assert [floor["card"] for floor in plan["floors"]] == ["A100 80 GB SXM", "L4"]
+    missing, *found = plan["floors"]
+    assert missing == {"card": "sm89", "why": "no figures"}
+    assert [least["card"] for least in found] == ["A100 80 GB SXM", "L4"]
     for name in ("vision", "projector", "prefill", "decode"):
         assert 0 < plan["work"][name]["after"]["flops"] < plan["work"][name]["before"]["flops"]
-        assert plan["floors"][0]["parts"][name]["after"]["seconds"] > 0
-    first = plan["floors"][1]
-    parts = (first["parts"][name]["after"]["seconds"] for name in ("vision", "projector", "prefill"))
-    assert first["first_token_seconds"]["after"] == pytest.approx(sum(parts))
+        assert found[0]["parts"][name]["after"]["seconds"] > 0
+    parts = (found[1]["parts"][name]["after"]["seconds"] for name in ("vision", "projector", "prefill"))
+    assert found[1]["first_token_seconds"]["after"] == pytest.approx(sum(parts))
     assert plan["checkpoint"]["language"]["layers"] == plan["checkpoint"]["language_layers"] == 6
 
 

@@ -62,6 +62,9 @@ def test_the_tower_is_counted(changes, attention):
     found = tower_flops(config, vision.geometry, batch=2)
     assert counted(lambda: tower(small_clip(12, videos=2))) == found.total == found.vision + found.projector
     assert sum(p.numel() for p in vision.parameters()) == weight_count(vision.geometry)
+    assert sum(s.layers[1] - s.layers[0] + 1 for s in found.stages) == vision.geometry.layers
+    if not config.merge_layers:
+        assert found == tower_flops(unpruned_config(config), vision.geometry, batch=2)
 
 
 @st.composite

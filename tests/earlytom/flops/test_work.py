@@ -1,7 +1,8 @@
-"""Bytes and parts of an answer: by hand, and against the cache that a model really fills; the paper's formula."""
+"""Bytes and parts of an answer by hand, and how they grow; the paper's formula, and what is published of it."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import hypothesis.strategies as st
@@ -17,6 +18,7 @@ from earlytom.flops import (
     language_weight_count,
     model_work,
     prefill_flops,
+    tower_cost,
     tower_flops,
     unpruned_config,
     weight_count,
@@ -50,15 +52,15 @@ def test_bytes_by_hand():
         retain=1.0, frames=2, merge_layers=(), frame_budgets=(), newline="no_token", inner=InnerMerging(1, 0.5)
     )
     work = model_work(config, SMALL, LLM, text_tokens=3, dtype="fp16").after
-    assert (work.vision.weights + work.projector.weights) == 2 * weight_count(SMALL)
+    assert (work.vision.weight_bytes + work.projector.weight_bytes) == 2 * weight_count(SMALL)
     visual = 2 * 9  # 6 x 6 patches, pooled to 3 x 3
     kept = 1 * (3 + visual) + 3 * (3 + visual // 2)  # a layer with all tokens, three with half of the visual ones
     keys_and_values = 2 * 2 * 6 * 2  # of a token in a layer: both, 2 heads of 6, 2 bytes
-    assert work.prefill.cache == kept * keys_and_values
-    assert work.decode.cache == (kept + 4) * keys_and_values  # read, and one token written in each layer
+    assert work.prefill.cache_bytes == kept * keys_and_values
+    assert work.decode.cache_bytes == (kept + 4) * keys_and_values  # read, and one token written in each layer
     weights = language_weight_count(LLM) - 19 * 24  # the embedding is looked up, not read
-    assert work.prefill.weights == 2 * (weights + 3 * 24) and work.decode.weights == 2 * (weights + 24)
-    assert work.decode.least_bytes == work.decode.weights + work.decode.cache
+    assert work.prefill.weight_bytes == 2 * (weights + 3 * 24) and work.decode.weight_bytes == 2 * (weights + 24)
+    assert work.decode.least_bytes == work.decode.weight_bytes + work.decode.cache_bytes
 
 
 def test_a_tied_head_is_read_all_the_same():
@@ -73,16 +75,26 @@ def test_what_grows_with_videos_and_what_does_not(text, batch, retain, dtype):
     one, many = (model_work(config, SMALL, LLM, text_tokens=text, batch=n, dtype=dtype) for n in (1, batch))
     for alone, together in ((one.before, many.before), (one.after, many.after)):
         for (name, a), (_, b) in zip(alone.parts, together.parts):
-            assert (b.flops, b.masked, b.cache, b.activations) == tuple(
-                batch * x for x in (a.flops, a.masked, a.cache, a.activations)
+            assert (b.flops, b.masked_flops, b.cache_bytes, b.activation_bytes) == tuple(
+                batch * x for x in (a.flops, a.masked_flops, a.cache_bytes, a.activation_bytes)
             ), name
-        assert (alone.vision.weights, alone.projector.weights) == (together.vision.weights, together.projector.weights)
+        assert alone.vision.weight_bytes == together.vision.weight_bytes
+        assert alone.projector.weight_bytes == together.projector.weight_bytes
         row = (4 if dtype == "fp32" else 2) * LLM.hidden_size
-        assert together.decode.weights - alone.decode.weights == (batch - 1) * row
-        assert together.prefill.weights - alone.prefill.weights == (batch - 1) * text * row
+        assert together.decode.weight_bytes - alone.decode.weight_bytes == (batch - 1) * row
+        assert together.prefill.weight_bytes - alone.prefill.weight_bytes == (batch - 1) * text * row
     for name, before, after in one.parts:
         if name != "vision":  # in so small a tower merging costs more than it saves
-            assert after.flops < before.flops and after.cache <= before.cache
+            assert after.flops < before.flops and after.cache_bytes <= before.cache_bytes
+
+
+def test_cost_of_the_published_settings():
+    """LLaVA-OneVision-7B at .1: less than half the work, as published (61 % fewer FLOPs over tower and LLM)."""
+    cost = tower_cost(preset(retain=0.1), VisionGeometry(), dtype="fp16")
+    before, after = (side.flops.total + 2 * side.prefill_flops for side in (cost.before, cost.after))
+    assert after / before < 0.5
+    assert cost.weight_bytes == pytest.approx(830e6, rel=0.01)
+    json.dumps(cost.to_dict())
 
 
 def test_without_the_llms_sizes_the_tower_is_left():
