@@ -27,8 +27,8 @@ def work_lines(work: ModelWork) -> list[str]:
         lines.append(text)
     if work.before.prefill is None:
         return [*lines, f"  {UNKNOWN_LLM}"]
-    before, after = (sum(part.flops for part in call.to_first_token) for call in (work.before, work.after))
-    return [*lines, f"  all up to the first token: {_pair(before, after, 1e12, 'TFLOP')}"]
+    total = [sum(part.flops for part in call.to_first_token) for _, call in _calls(work)]
+    return [*lines, f"  all up to the first token: {_pair(total[0], total[1], 1e12, 'TFLOP')}"]
 
 
 def floor_lines(work: ModelWork, cards: str | None, dtype: str) -> list[str]:

@@ -137,3 +137,6 @@ def test_the_papers_totals():
         vision + prefill_flops(627, *sizes, config=preset(retain=0.1)),
     ]
     assert [round(total / 1e12, 1) for total in found] == [82.6, 45.2, 44.6]
+    exact = tower_flops(unpruned_config(preset(retain=0.1)), geometry)  # fits as well: the page says so
+    other = [total - vision + 2 * exact.vision + exact.projector for total in found]
+    assert [round(total / 1e12, 1) for total in other] == [82.6, 45.2, 44.6]
