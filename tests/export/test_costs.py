@@ -11,12 +11,13 @@ from earlytom.flops import model_work
 from earlytom.language.geometry import PUBLISHED
 from earlytom.presets import preset
 from earlytom.vision.geometry import VisionGeometry
+from engines.bundle.manifest import Manifest
 from engines.rates import RATES, floor
 from export.cli import main
 from export.costs import UNKNOWN_LLM, cost_section, floor_lines, floors, work_lines
-from tests.bundles import small_bundle
-from tests.cases import TINY
+from tests.cases import SMALL, TINY, small_config
 
+IDENTITY = {"name": "small", "format": "demo", "digest": "0" * 64}
 SEVEN = model_work(preset(retain=0.1), VisionGeometry(), PUBLISHED[3584], dtype="fp16")
 
 
@@ -62,7 +63,9 @@ def test_a_dry_run_has_it_as_json(tmp_path, capsys):
 
 
 def test_a_report_has_the_llm_where_the_bundle_tells_its_sizes():
-    manifest = small_bundle().manifest
+    manifest = Manifest.derive(
+        small_config(), SMALL, dtype="fp32", opset=20, attention="primitives", checkpoint=IDENTITY, tools={}
+    )
     sizes = {**PUBLISHED[896].to_dict(), "layers": 20}
     known = replace(manifest, checkpoint=manifest.checkpoint | {"language": sizes})
     later = replace(manifest, checkpoint=manifest.checkpoint | {"language": {"experts": 8}})
