@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 _NAMES = {
-    "sm70": "v100", "sm75": "t4 rtx2060 rtx2070 rtx2080 rtx2080ti rtx5000 rtx8000", "sm80": "a100 a30 a800",
+    "sm70": "v100", "sm75": "t4 rtx2060 rtx2070 rtx2080 rtx2080ti rtx5000 rtx8000",
+    "sm80": "a100 a10040gb a10080gb a10080gbpcie a30 a800",
     "sm86": "a10 a10g a16 a2 a40 a2000 a4000 a4500 a5000 a6000 rtxa2000 rtxa4000 rtxa4500 rtxa5000 rtxa6000 "
             "rtx3050 rtx3060 rtx3060ti rtx3070 rtx3070ti rtx3080 rtx3080ti rtx3090 rtx3090ti",
     "sm87": "orin agxorin", "sm89": "l4 l20 l40 l40s rtx4050 rtx4060 rtx4060ti rtx4070 rtx4070ti rtx4080 rtx4090 "
                                     "rtx4090d rtx6000ada rtx5000ada rtx4000ada",
-    "sm90": "h20 h100 h200 h800 gh200", "sm100": "b100 b200 gb200", "sm103": "b300 gb300", "sm110": "thor agxthor",
+    "sm90": "h20 h100 h100pcie h200 h800 gh200", "sm100": "b100 b200 gb200", "sm103": "b300 gb300",
+    "sm110": "thor agxthor",
     "sm120": "rtx5050 rtx5060 rtx5060ti rtx5070 rtx5070ti rtx5080 rtx5090 rtx5090d rtxpro6000 rtxpro5000",
     "sm121": "gb10 dgxspark",
 }
@@ -25,6 +27,11 @@ WELL_KNOWN = {
     "sm70": "V100", "sm75": "T4", "sm80": "A100", "sm86": "A10, RTX 3090", "sm87": "Orin", "sm89": "L40, RTX 4090",
     "sm90": "H100, H200", "sm100": "B200", "sm103": "B300", "sm110": "Thor", "sm120": "RTX 5090", "sm121": "DGX Spark",
 }
+
+
+def card_key(name: str) -> str:
+    """A card's name as CARDS has it: "NVIDIA A100", "Tesla T4", "rtx-4090" -> "a100", "t4", "rtx4090"."""
+    return re.sub(r"nvidia|geforce|tesla|quadro|[\s_-]", "", name.lower())
 
 
 def sort_targets(targets: Any) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from earlytom.errors import EngineError, first_line
 
-from .cards import CARDS, sort_targets
+from .cards import CARDS, card_key, sort_targets
 
 COMPATIBILITY = ("none", "ampere+", "same-cc")  # levels that a TensorRT engine can be built with
 
@@ -133,7 +133,7 @@ def parse_targets(text: str | None, product: str = "tensorrt-rtx") -> tuple[str,
         return known.targets
     found = set()
     for part in filter(None, (part.strip() for part in text.split(","))):
-        name = re.sub(r"nvidia|geforce|tesla|quadro|[\s_-]", "", part.lower())
+        name = card_key(part)
         target = name if re.fullmatch(r"sm\d{2,3}", name) else CARDS.get(name)
         if target is None:
             raise EngineError(

@@ -78,7 +78,8 @@ def export_parser() -> Parser:
 def _add_engine_options(parser: argparse.ArgumentParser) -> None:
     """How engines are built, the same for exporting and for building."""
     add = parser.add_argument
-    add("--for", dest="targets", metavar="CARD[,CARD]", help="of a TensorRT-RTX engine: a100,rtx4090 or sm80,sm89")
+    add("--for", dest="targets", metavar="CARD[,CARD]",
+        help="of a TensorRT-RTX engine, and of the times a dry run tells: a100,rtx4090 or sm80,sm89")
     add("--hardware-compatibility", choices=COMPATIBILITY, help="of a TensorRT engine")
     add("--version-compatible", action="store_true", help="a TensorRT engine that later versions run too")
     add("--strip-weights", action="store_true", help="a TensorRT engine that takes its weights from the graph")

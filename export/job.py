@@ -15,7 +15,7 @@ from earlytom.checkpoint import CheckpointIdentity, load
 from earlytom.config import EarlyTomConfig
 from earlytom.dtypes import DTYPES, check_dtype
 from earlytom.errors import ConfigError
-from earlytom.flops import TowerCost, tower_cost
+from earlytom.flops import ModelWork, TowerCost, model_work, tower_cost
 from earlytom.shapes import StaticShapes, derive_shapes
 from earlytom.video import verification_clips
 from engines.bundle.manifest import MODEL, request_key
@@ -23,6 +23,7 @@ from engines.paths import named_path
 from engines.tensorrt.build import BuildOptions, engine_file_name
 
 from .build import build_options, choose_engines
+from .costs import floor_lines, floors, work_lines
 from .onnx.exporter import DEFAULT_OPSET, OPSETS
 from .settings import ExportOptions, Questions, choose_questions, knows_drawings, merging_text, resolve
 
@@ -99,6 +100,8 @@ class Job:
             "inputs": {name: [kind, list(shape)] for name, (kind, shape) in shapes.inputs.items()},
             "outputs": {name: [kind, list(shape)] for name, (kind, shape) in shapes.outputs(dtype).items()},
             "cost": self.cost.to_dict(),
+            "work": self.work.to_dict(),
+            "floors": floors(self.work, options.targets, options.dtype),
             "writes": self._writes(),
         }
 
@@ -106,6 +109,14 @@ class Job:
     def cost(self) -> TowerCost:
         """Of one call."""
         return tower_cost(self.config, self.identity.geometry, batch=self.options.batch, dtype=self.options.dtype)
+
+    @property
+    def work(self) -> ModelWork:
+        """Of one call, and of the tokens after it: vision and LLM, as far as the checkpoint tells the LLM's sizes."""
+        return model_work(
+            self.config, self.identity.geometry, self.identity.language, batch=self.options.batch,
+            dtype=self.options.dtype,
+        )
 
     @property
     def _tokens_before(self) -> int:
@@ -136,6 +147,8 @@ class Job:
                 f"tokens      {self._tokens_before} -> {shapes.tokens} a video ({shapes.visual_tokens} patches, "
                 f"{shapes.newlines} newlines at most)",
                 f"tower       {before:.3f} -> {after:.3f} TFLOP ({1 - after / before:.0%} fewer){call}",
+                *work_lines(self.work),
+                *floor_lines(self.work, self.options.targets, self.options.dtype),
                 f"memory      weights {cost.weight_bytes / 1e6:.1f} MB, activations at most "
                 f"{cost.before.activation_bytes / 1e6:.0f} -> {cost.after.activation_bytes / 1e6:.0f} MB{call}",
                 f"engines     {', '.join(self.engines) or 'none'} ({self.why})",

@@ -6,11 +6,14 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from earlytom.flops import tower_cost, unpruned_config
+from earlytom.flops import unpruned_config
 from earlytom.parity import TOLERANCES, HopReport
 from earlytom.parity.results import STATES, PlanAgreement
 from earlytom.shapes import derive_shapes
 from engines.bundle.manifest import MODEL, Manifest
+
+from .costs import cost_section
+from .markdown import table
 
 if TYPE_CHECKING:
     from .onnx.check import GraphSummary
@@ -37,7 +40,7 @@ patches of each frame stay. **Numbers** then, where the plans agree: a token tha
 def render_report(manifest: Manifest, summary: GraphSummary | None = None) -> str:
     """Markdown for `report.md`; summary: of the graph, where it was checked."""
     sections = [
-        _head(manifest), _shapes(manifest), _cost(manifest), _graph(manifest, summary), _engines(manifest),
+        _head(manifest), _shapes(manifest), cost_section(manifest), _graph(manifest, summary), _engines(manifest),
         _parity(manifest),
     ]
     return "\n\n".join(text for text in sections if text) + "\n"
@@ -62,7 +65,7 @@ def _head(manifest: Manifest) -> str:
     ]
     rows.append(("engines", "; ".join(engines) or f"none but the graph, which ONNX Runtime runs ({MODEL})"))
     tools = ", ".join(f"{name} {version}" for name, version in sorted(manifest.tools.items()))
-    return f"# EarlyTom bundle\n\n{_table(('', ''), rows)}" + (f"\n\nMade with {tools}." if tools else "")
+    return f"# EarlyTom bundle\n\n{table(('', ''), rows)}" + (f"\n\nMade with {tools}." if tools else "")
 
 
 def _overall(hops: Sequence[HopReport]) -> str:
@@ -91,32 +94,8 @@ def _shapes(manifest: Manifest) -> str:
     tensors = [(kind, f"`{t.name}`", t.dtype, str(list(t.shape))) for kind, specs in
                (("input", manifest.inputs), ("output", manifest.outputs)) for t in specs]
     return "\n\n".join([
-        "## Shapes", text, _table(("stage of one video", "frames", "shape"), rows),
-        _table(("", "tensor", "dtype", "shape"), tensors),
-    ])
-
-
-def _cost(manifest: Manifest) -> str:
-    cost = tower_cost(manifest.config, manifest.geometry, batch=manifest.batch, dtype=manifest.dtype)
-    before, after = cost.before, cost.after
-    rows = [("tower, TFLOP", before.flops.total / 1e12, after.flops.total / 1e12, ".4g")]
-    if before.prefill_flops and after.prefill_flops:
-        name = "LLM prefill of the visual tokens, TFLOP (the paper's count)"
-        rows.append((name, before.prefill_flops / 1e12, after.prefill_flops / 1e12, ".4g"))
-    rows.append(("visual tokens", before.tokens, after.tokens, "d"))
-    widest = (before.activation_bytes / 1e6, after.activation_bytes / 1e6)
-    rows.append(("widest activations, MB (estimate, with the one attention matrix that is needed)", *widest, ".0f"))
-    lines = [(name, format(a, spec), format(b, spec), f"{b / a:.0%}") for name, a, b, spec in rows]
-    stages = [
-        ("–".join(str(i) for i in sorted(set(s.layers))), str(s.frames), f"{s.flops / 1e12:.4g}")
-        for s in after.flops.stages
-    ]
-    return "\n\n".join([
-        "## Cost of one call",
-        f"Weights: {cost.weight_bytes / 1e6:.1f} MB. Matrix products only; a multiply-add counts as two FLOPs, in "
-        "the LLM's prefill as one, as in the paper.",
-        _table(("", "before", "after", "share"), lines),
-        _table(("encoder layers", "frames", "TFLOP"), stages),
+        "## Shapes", text, table(("stage of one video", "frames", "shape"), rows),
+        table(("", "tensor", "dtype", "shape"), tensors),
     ])
 
 
@@ -154,7 +133,7 @@ def _parity(manifest: Manifest) -> str:
     head = ["hop", "dtype", "", "frames equal", "patches equal", "flips (near-ties)", "tokens: max", "cosine", "SQNR"]
     if any(hop.answers or hop.unasked for hop in hops):
         head, rows = [*head, "answers equal"], [(*row, _answered(hop)) for row, hop in zip(rows, hops)]
-    parts = ["## Parity", _table(head, rows), _tolerance(manifest.dtype), MEANING]
+    parts = ["## Parity", table(head, rows), _tolerance(manifest.dtype), MEANING]
     return "\n\n".join(parts + [_hop(hop) for hop in hops] + [_repeat(hops)])
 
 
@@ -199,7 +178,7 @@ def _hop(hop: HopReport) -> str:
         for name, d in hop.numbers.differences.items()
     ]
     head = ("", "values", "max", "mean", "relative", "cosine", "worst cosine", "SQNR dB", "NaN/Inf")
-    lines += ["", _table(head, rows)]
+    lines += ["", table(head, rows)]
     plan, shares = hop.numbers.plan, hop.numbers.plan.shares
     first = "no merge layer's plan differs" if plan.first_layer is None else (
         f"the first plan that differs is that of merge layer {plan.first_layer}"
@@ -246,7 +225,7 @@ def _answers(hop: HopReport) -> list[str]:
         for d in found.divergences
     ]
     head = ("question", "clip", "token", hop.reference, hop.actual, "margin", "error", "allowed", "")
-    return [text, *(["", _table(head, rows)] if rows else [])]
+    return [text, *(["", table(head, rows)] if rows else [])]
 
 
 def _flips(plan: PlanAgreement) -> str:
@@ -260,7 +239,7 @@ def _flips(plan: PlanAgreement) -> str:
     ]
     more = plan.flips_total - len(rows)
     head = ("choice", "layer", "frame", "what", "margin", "error", "")
-    return _table(head, rows) + (f"\n\n{more} more flips with larger room are left out." if more else "")
+    return table(head, rows) + (f"\n\n{more} more flips with larger room are left out." if more else "")
 
 
 def _repeat(hops: Sequence[HopReport]) -> str:
@@ -274,11 +253,6 @@ def _repeat(hops: Sequence[HopReport]) -> str:
         f"polygraphy run {MODEL} --onnxrt --load-inputs DIR/inputs.json --load-outputs DIR/outputs.static.json"
     ]
     return text + "\n\n```\n" + "\n".join(commands) + "\n```"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def _number(value: float | None, form: str = ".2e") -> str:

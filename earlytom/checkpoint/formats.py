@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import CheckpointError, ConfigError, InputError
+from ..language.geometry import LanguageGeometry
 from ..vision.geometry import VisionGeometry
 from .files import read_json
 
@@ -66,6 +67,20 @@ class CheckpointConfig:
     @property
     def tied(self) -> bool:
         return bool(self.text["tie_word_embeddings"])
+
+    @property
+    def language(self) -> LanguageGeometry | None:
+        """Sizes of the LLM; None where the files are silent on one, or they are no Qwen2's: loading it tells why."""
+        width, heads = self.text["hidden_size"], self.text["num_attention_heads"]
+        if width % heads or any(name not in self.text for name in QWEN2_SIZES):
+            return None
+        try:
+            return LanguageGeometry(
+                self.text["num_hidden_layers"], width, heads, self.text["num_key_value_heads"], width // heads,
+                self.text["intermediate_size"], self.text["vocab_size"], self.tied,
+            )
+        except ConfigError:
+            return None
 
 
 def read_config(directory: Path) -> CheckpointConfig:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..language.geometry import LanguageGeometry
 from ..vision.geometry import VisionGeometry
 from .files import read_header
 from .formats import CheckpointConfig
@@ -23,8 +24,8 @@ class CheckpointIdentity:
     """Which checkpoint this is.
 
     name: as given to `load`; format: "llava-next", "transformers" or "demo"; digest: see `weights_digest`; geometry,
-    pooling, newline: of the vision side, the last two as in Vision; language_layers: decoder layers of the LLM. The
-    same whichever parts were loaded.
+    pooling, newline: of the vision side, the last two as in Vision; language_layers: decoder layers of the LLM;
+    language: all its sizes, None where its configuration does not tell them. The same whichever parts were loaded.
     """
 
     name: str
@@ -34,6 +35,7 @@ class CheckpointIdentity:
     pooling: str
     newline: str
     language_layers: int
+    language: LanguageGeometry | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -175,6 +175,7 @@ def _load(
         pooling=config.pooling,
         newline=config.newline,
         language_layers=config.text["num_hidden_layers"],
+        language=config.language,
     )
     if check is not None:
         check(identity)

@@ -16,6 +16,7 @@ from earlytom.checkpoint import Model, best_attention, load
 from earlytom.checkpoint.demo import write_demo
 from earlytom.checkpoint.demo_tokenizer import special_ids, vocabulary
 from earlytom.errors import CheckpointError, InputError
+from earlytom.language.geometry import LanguageGeometry
 from earlytom.language.prompt import embed_prompt
 from tests.checkpoints import TOWER, guard, hub_name, shard, small_llava, write_json
 from tests.full_size import PUBLISHED
@@ -208,6 +209,20 @@ def test_pooling_and_newlines(demo: Path, changes: dict[str, Any], pooling: str,
     assert model.vision is not None
     assert (model.vision.pooling, model.vision.newline) == (pooling, newline)
     assert (model.identity.pooling, model.identity.newline) == (pooling, newline)
+
+
+@pytest.mark.parametrize("name", ["vocab_size", "num_key_value_heads"])
+def test_the_identity_knows_the_llms_sizes_where_the_configuration_tells_them(demo: Path, name: str) -> None:
+    known = load(demo, parts=("vision",), device="meta").identity.language
+    config = json.loads((demo / "config.json").read_text())
+    assert known == LanguageGeometry(
+        config["num_hidden_layers"], config["hidden_size"], config["num_attention_heads"],
+        config["num_key_value_heads"], config["hidden_size"] // config["num_attention_heads"],
+        config["intermediate_size"], config["vocab_size"], config["tie_word_embeddings"],
+    )
+    write_json(demo, {name: ...})
+    silent = load(demo, parts=("vision",), device="meta").identity
+    assert silent.language is None and silent.language_layers == config["num_hidden_layers"]
 
 
 def test_without_newline_embedding(demo: Path) -> None:

@@ -16,14 +16,9 @@ import onnx.external_data_helper
 import onnx.numpy_helper
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from earlytom.config import EarlyTomConfig, InnerMerging
 from earlytom.errors import BundleError, CheckpointError, EngineError, InputError
-from earlytom.flops import prefill_flops, tower_cost, tower_flops, unpruned_config, weight_count
-from earlytom.presets import preset
 from earlytom.tower import StaticTower
-from earlytom.vision.geometry import VisionGeometry
 from engines.bundle.manifest import MODEL, Manifest
 from engines.bundle.reader import Bundle
 from export.onnx.check import check_graph
@@ -226,51 +221,6 @@ def test_the_report_says_what_people_ask(report):
         "## Parity\n", text[text.index("## Graph") : text.index("## Parity")] + "## Parity\n"
     )
     assert "not verified" in render_report(bundle.manifest)
-
-
-# FLOPs.
-
-
-@pytest.mark.parametrize(
-    ("changes", "form"),
-    [
-        ({}, {}),
-        ({"pooling": "average", "newline": "grid"}, {"pooling": "average", "newline": "grid"}),
-        ({"pooling": "max"}, {"pooling": "max"}),
-        ({"merge_layers": (2,), "frame_budgets": (6,)}, {}),
-        ({"merge_layers": (), "frame_budgets": (), "retain": 1.0}, {}),
-    ],
-    ids=["plain", "grid", "max", "one layer", "unpruned"],
-)
-def test_flops_are_those_that_pytorch_counts(changes, form):
-    vision, config = small_vision(**form), small_config(**changes)
-    tower = StaticTower(vision, config, batch=2)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        tower(small_clip(12, videos=2))
-    counted = tower_flops(config, vision.geometry, batch=2)
-    assert counted.total == counter.get_total_flops()
-    assert sum(p.numel() for p in vision.parameters()) == weight_count(vision.geometry)
-    if not config.merge_layers:
-        assert counted == tower_flops(unpruned_config(config), vision.geometry, batch=2)
-    assert sum(s.layers[1] - s.layers[0] + 1 for s in counted.stages) == vision.geometry.layers
-
-
-def test_prefill_is_the_papers_formula():
-    n, d, m = 10, 4, 6
-    layer = 4 * n * d**2 + 2 * n**2 * d + 2 * n * d * m
-    assert prefill_flops(n, d, m, 3) == 3 * layer
-    config = EarlyTomConfig(inner=InnerMerging(layer=1, ratio=0.5))
-    half = 4 * 5 * d**2 + 2 * 25 * d + 2 * 5 * d * m
-    assert prefill_flops(n, d, m, 3, config=config) == layer + 2 * half
-
-
-def test_cost_of_the_published_settings():
-    """LLaVA-OneVision-7B at .1: less than half the work, as published (61 % fewer FLOPs over tower and LLM)."""
-    cost = tower_cost(preset(retain=0.1), VisionGeometry(), dtype="fp16")
-    before, after = (side.flops.total + 2 * side.prefill_flops for side in (cost.before, cost.after))
-    assert after / before < 0.5
-    assert cost.weight_bytes == pytest.approx(830e6, rel=0.01)
-    json.dumps(cost.to_dict())
 
 
 def test_weights_are_read_from_where_the_manifest_says(monkeypatch):
