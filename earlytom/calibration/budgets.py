@@ -21,6 +21,7 @@ STEPS = 1000  # percentiles that a bound on FLOPs chooses from: tenths of one
 SHARES = 100  # below the lowest of them: hundredths of its budgets
 
 Counts = Sequence[Sequence[int]]  # of each clip, the frames left after each merge layer
+Cost = Callable[[tuple[int, ...]], int]  # FLOPs of frame budgets; it must not fall when one of them rises
 
 
 @dataclass(frozen=True)
@@ -67,15 +68,23 @@ def percentile_budgets(counts: Counts, percent: float, config: EarlyTomConfig) -
     return tuple(max(least, round(percentile(layer, percent))) for layer in zip(*counts))
 
 
-def budgets_within(
-    counts: Counts, config: EarlyTomConfig, cost: Callable[[tuple[int, ...]], int], target: float
-) -> Proposal:
+def check_reachable(config: EarlyTomConfig, cost: Cost, target: float) -> None:
+    """Raise ConfigError when even the fewest frames that hold the retain ratio cost more than `target` FLOPs."""
+    fewest = (least_frames(config.frames, config.retain),) * len(config.merge_layers)
+    if (smallest := cost(fewest)) > target:
+        raise ConfigError(
+            f"no budgets cost {target:.4g} FLOPs or less: {','.join(map(str, fewest))}, the fewest frames that hold "
+            f"retain {config.retain:g}, cost {smallest:.4g}, because all frames pass the layers up to the first merge "
+            f"layer, {config.merge_layers[0]}"
+        )
+
+
+def budgets_within(counts: Counts, config: EarlyTomConfig, cost: Cost, target: float) -> Proposal:
     """The largest budgets whose `cost` is at most `target`, along one line of ever larger budgets.
 
     The line is that of the percentiles, in tenths: budgets that all hold equally many clips. At most they are those of
     percentile 100, which leave no clip less than the rules do. Below percentile 0 its budgets are scaled down by
-    hundredths, to what holds the retain ratio. cost: of budgets, which must not fall when one of them rises.
-    Raises ConfigError when the lowest budgets cost more than `target`, and as `percentile_budgets`.
+    hundredths, to what holds the retain ratio. Raises ConfigError as check_reachable and percentile_budgets.
     """
     lowest = percentile_budgets(counts, 0, config)
     least = least_frames(config.frames, config.retain)
@@ -86,12 +95,7 @@ def budgets_within(
         percent = 100 * (i - SHARES) / STEPS
         return Proposal(percentile_budgets(counts, percent, config), percent)
 
-    if (smallest := cost(member(0).budgets)) > target:
-        raise ConfigError(
-            f"no budgets cost {target:.4g} FLOPs or less: {','.join(map(str, member(0).budgets))}, the fewest frames "
-            f"that hold retain {config.retain:g}, cost {smallest:.4g}, because all frames pass the layers up to the "
-            f"first merge layer, {config.merge_layers[0]}"
-        )
+    check_reachable(config, cost, target)
     below, above = 0, SHARES + STEPS + 1  # the first fits, the second does not exist or does not fit
     while above - below > 1:
         middle = (below + above) // 2

@@ -11,7 +11,7 @@ from ..config import EarlyTomConfig, least_frames
 from ..flops import tower_flops, unpruned_config
 from ..vision.geometry import VisionGeometry
 from .agreement import Agreement
-from .budgets import Counts, Proposal, budgets_within, percentile, percentile_budgets
+from .budgets import Counts, Proposal, budgets_within, check_reachable, percentile, percentile_budgets
 from .preset_file import CalibratedPreset, Origin
 
 SHOWN = (0, 10, 25, 50, 75, 90, 100)  # percentiles
@@ -103,6 +103,11 @@ def propose(
     if target_flops is None:
         return Proposal(percentile_budgets(counts, percent, config), percent)
     return budgets_within(counts, config, lambda budgets: flops_of(budgets, config, geometry), target_flops)
+
+
+def check_target(config: EarlyTomConfig, geometry: VisionGeometry, target_flops: float) -> None:
+    """Raise ConfigError when no budgets cost as little, whatever the clips: asked before they are counted."""
+    check_reachable(config, lambda budgets: flops_of(budgets, config, geometry), target_flops)
 
 
 def flops_of(budgets: Sequence[int], config: EarlyTomConfig, geometry: VisionGeometry) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,11 @@ from .reader import VideoFrames, read_frames
 
 def read_ahead(
     paths: Sequence[Path], *, frames: int, size: int, strict: bool = False, workers: int = 2
-) -> Iterator[VideoFrames | VideoError]:
+) -> Generator[VideoFrames | VideoError, None, None]:
     """What `read_frames` makes of each path, in order: its frames, or the error that it raises.
 
     workers: processes, each with one video that is being read or waits to be taken; 0 reads here, when asked. Close the
-    iterator to end them early.
+    generator to end them early.
     """
     settings = {"frames": frames, "size": size, "strict": strict}
     if not workers:

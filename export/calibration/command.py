@@ -97,9 +97,10 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         found = calibrate(options, progress)
     except KeyboardInterrupt:
-        if options.journal is not None:
-            progress.say(f"what was done is in {options.journal}: the same command goes on from it")
-        raise
+        if options.journal is None:
+            raise
+        progress.say(f"{PROGRAM}: interrupted; what was done is in {options.journal}, the same command goes on from it")
+        return 130
     if arguments.output is not None:
         found.preset(arguments.output.stem).write(arguments.output)
         progress.say(f"wrote {arguments.output}: earlytom-export --preset {arguments.output} takes it")

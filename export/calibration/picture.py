@@ -10,18 +10,16 @@ from earlytom.demo.plot import new_figure, save_figure
 
 def draw_histograms(found: Calibration, path: Path) -> None:
     """PNG or SVG by the suffix; the same file for the same calibration. Raises ConfigError, InputError."""
-    layers = found.config.merge_layers
+    layers, full = found.config.merge_layers, found.full
+    fixed = [(choice, choice.budgets) for choice in found.choices if choice.budgets is not None]
     figure = new_figure(8, 1 + 2 * len(layers))
     rows = figure.subplots(len(layers), 1, sharex=True, squeeze=False)[:, 0]
     for stage, (layer, axes) in enumerate(zip(layers, rows)):
         bars = found.histogram(stage)
         axes.bar(list(bars), list(bars.values()), width=0.8, color="lightgrey", edgecolor="grey")
-        fixed = [choice for choice in found.choices if choice.budgets is not None]
-        for i, choice in enumerate(fixed):
-            budget = choice.budgets[stage] if choice.budgets else 0
-            share = f"{100 * choice.flops / found.full:.0f} % of the FLOPs"
-            axes.axvline(budget, color=f"C{i}", linestyle="-" if i else "--",
-                         label=f"{choice.name}: {','.join(map(str, choice.budgets or ()))}, {share}")
+        for i, (choice, budgets) in enumerate(fixed):
+            label = f"{choice.name}: {','.join(map(str, budgets))}, {100 * choice.flops / full:.0f} % of the FLOPs"
+            axes.axvline(budgets[stage], color=f"C{i}", linestyle="-" if i else "--", label=label)
         axes.set(ylabel=f"clips\nafter layer {layer}", xlim=(0.5, found.config.frames + 0.5))
         axes.yaxis.get_major_locator().set_params(integer=True)
     rows[0].legend(fontsize="small")

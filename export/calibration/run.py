@@ -17,7 +17,16 @@ import torch
 from earlytom import __version__
 from earlytom.calibration.agreement import Agreement, difference, summarise
 from earlytom.calibration.merging import Form, merge_clip
-from earlytom.calibration.result import Calibration, Choice, Counted, Skipped, flops_of, propose, unpruned_flops
+from earlytom.calibration.result import (
+    Calibration,
+    Choice,
+    Counted,
+    Skipped,
+    check_target,
+    flops_of,
+    propose,
+    unpruned_flops,
+)
 from earlytom.checkpoint import CheckpointIdentity, load
 from earlytom.config import EarlyTomConfig
 from earlytom.errors import ConfigError, VideoError
@@ -28,7 +37,7 @@ from earlytom.vision.siglip import Vision
 from engines.opening import torch_device
 
 from ..progress import Progress
-from ..settings import calibrated_preset, resolve
+from ..settings import is_preset_file, resolve
 from .options import STAGES, CalibrateOptions
 from .results import Entry, Results
 
@@ -58,6 +67,11 @@ def calibrate(options: CalibrateOptions, progress: Progress | None = None) -> Ca
     if not config.merge_layers:
         raise ConfigError("there are no merge layers, so there is nothing to calibrate: give some")
     derive_shapes(config, identity.geometry)
+    full = unpruned_flops(config, identity.geometry)
+    target = options.target_flops
+    if target is not None:
+        target = target * full if target <= 1 else target
+        check_target(config, identity.geometry, target)
     results = Results(options.journal, _key(options, config, identity, device))
     work = _Work(options, config, identity, device, results, progress)
     clips = work.identify(videos)
@@ -71,15 +85,12 @@ def calibrate(options: CalibrateOptions, progress: Progress | None = None) -> Ca
     if not counted:
         raise VideoError(f"not one of {len(videos)} videos can be read, of which the first says: "
                          f"{work.skipped[0].reason}")
-    full = unpruned_flops(config, identity.geometry)
-    target = options.target_flops
-    target = target * full if target is not None and target <= 1 else target
     counts = [clip.counts for clip in counted]
     proposal = propose(counts, config, identity.geometry, percent=options.percentile, target_flops=target)
     work.run("compare", compared, {proposal.budgets: compared})
 
     released = sum(flops_of(clip, config, identity.geometry) for clip in counts) / len(counts)
-    own = "given" if method.frame_budgets is not None or calibrated_preset(method) is not None else "default"
+    own = "given" if method.frame_budgets is not None or is_preset_file(method.preset) else "default"
     choices = [Choice("released rules", None, released)] + [
         Choice(name, budgets, flops_of(budgets, config, identity.geometry), _agreement(results, compared, budgets))
         for name, budgets in ((own, config.frame_budgets), ("proposed", proposal.budgets))
@@ -146,11 +157,13 @@ class _Work:
                 [clip.path for clip in pending], frames=self.config.frames, size=self.identity.geometry.image_size,
                 strict=self.options.strict, workers=min(self.options.workers, len(pending)),
             )
-            with closing(reading):  # type: ignore[type-var]  # a generator
+            with closing(reading):
                 meter = _Meter(self.progress, len(pending))
                 for clip, read in zip(pending, reading):
                     if isinstance(read, VideoError):
-                        self._skip(clip.path, read)
+                        for same in clips:
+                            if same.identity == clip.identity:
+                                self._skip(same.path, read)
                     else:
                         if stage == STAGES[0]:
                             for note in read.notes:

@@ -32,9 +32,10 @@ def describe(found: Calibration) -> str:
         for choice in found.choices:
             if choice.budgets is not None:
                 marks.setdefault(choice.budgets[stage], []).append(choice.name)
-        spread = ", ".join(f"{percent} % {value:g}" for percent, value in found.percentiles(stage).items())
+        spread = found.percentiles(stage)
         parts.append(
-            f"\nframes that the released rules leave after layer {layer} (percentiles: {spread})\n"
+            f"\nframes that the released rules leave after layer {layer}; percentiles {'/'.join(map(str, spread))}: "
+            f"{'/'.join(f'{value:g}' for value in spread.values())}\n"
             + histogram_text(found.histogram(stage), {at: " and ".join(names) for at, names in marks.items()})
         )
     rows = [["unpruned", str(config.frames), f"{found.full / 1e12:.4g}", "100 %", *[""] * 4]]

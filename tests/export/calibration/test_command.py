@@ -33,17 +33,18 @@ from tests.cases import TINY
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SETTINGS = ["--checkpoint", str(TINY), "--frames", "8", "--retain", "0.25", "--merge-layers", "0,1", "--tau", "0.9"]
+SETTINGS = ["--checkpoint", str(TINY), "--frames", "8", "--retain", "0.25", "--merge-layers", "0,1", "--tau", "0.3"]
 CLIPS = 4
 
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory of clips with two scenes each, a damaged file among them, and one that is no video."""
+    """A directory of clips of two or three scenes, the same broken file twice among them, and a text."""
     folder = tmp_path_factory.mktemp("videos")
     for seed in range(CLIPS):
-        clips.write(folder / f"clip{seed}.mp4", synthetic_clip(10 + seed, 64, seed=seed))
-    (folder / "clip1b.mp4").write_bytes(b"no video at all")
+        clips.write(folder / f"clip{seed}.mp4", synthetic_clip(14 + 2 * seed, 64, seed=seed))
+    for name in ("clip1b.mp4", "copy.mp4"):
+        (folder / name).write_bytes(b"no video at all")
     (folder / "notes.txt").write_text("not looked at")
     return folder
 
@@ -104,17 +105,17 @@ def test_counts_budgets_costs_and_a_preset(
     counts = []
     for seed in range(CLIPS):
         frames = torch.from_numpy(read_frames(again.videos / f"clip{seed}.mp4", frames=8).frames)
-        counts.append(reference.frame_counts(model, frames, tau=0.9, max_window=6, ema=0.9, merge_layers=(0, 1)))
-    assert [clip["counts"] for clip in found["clips"]] == counts
-    assert [Path(skipped["file"]).name for skipped in found["skipped"]] == ["clip1b.mp4"]
+        counts.append(reference.frame_counts(model, frames, tau=0.3, max_window=6, ema=0.9, merge_layers=(0, 1)))
+    assert [clip["counts"] for clip in found["clips"]] == counts and len(set(map(tuple, counts))) > 1
+    assert [Path(skipped["file"]).name for skipped in found["skipped"]] == ["clip1b.mp4", "copy.mp4"]
     for stage, layer in enumerate(found["layers"]):
         assert layer["layer"] == stage
         assert sum(layer["histogram"].values()) == CLIPS
         assert all(layer["histogram"][str(clip[stage])] for clip in counts)
 
-    config = EarlyTomConfig(retain=0.25, frames=8, merge_layers=(0, 1), tau=0.9)
+    config = EarlyTomConfig(retain=0.25, frames=8, merge_layers=(0, 1), tau=0.3)
     budgets = percentile_budgets(counts, 50, config)
-    assert (preset.name, preset.frame_budgets, preset.merge_layers, preset.tau) == ("mine", budgets, (0, 1), 0.9)
+    assert (preset.name, preset.frame_budgets, preset.merge_layers, preset.tau) == ("mine", budgets, (0, 1), 0.3)
     assert (preset.made_from.clips, preset.made_from.percentile, preset.made_from.layers) == (CLIPS, 50, 6)
     assert preset.made_from.digest == model.identity.digest
     full, default, proposed = (
@@ -168,7 +169,8 @@ def test_other_budgets_count_nothing_again(
     found = printed(capsys)
     budgets = tuple(found["proposal"]["budgets"])
     assert budgets == tuple(max(2, *(clip["counts"][stage] for clip in found["clips"])) for stage in (0, 1))
-    assert all(computed == [budgets] for computed in forms) and len(forms) <= 2, "the released rules are known"
+    others = [clip for clip in found["clips"][:2] if tuple(clip["counts"]) != budgets]
+    assert others and forms == [[budgets]] * len(others), "the released rules are known"
     assert found["choices"][2]["agreement"]["clips"] == 2
 
     assert again.keeping("--target-flops", "0.5", "--compare", "0") == 3
@@ -178,7 +180,7 @@ def test_other_budgets_count_nothing_again(
     assert found["choices"][2]["agreement"] is None
     assert read_preset(again.preset).made_from.target_flops == found["target_flops"]
 
-    assert again.run("--journal", again.journal, "--tau", "0.5") == 1
+    assert again.run("--journal", again.journal, "--tau", "0.2") == 1
     assert "of another calibration" in capsys.readouterr().err
 
 
@@ -190,7 +192,7 @@ def test_named_videos_that_all_can_be_read_are_a_success(whole: Done, again: Don
 
 
 def result(again: Done) -> Calibration:
-    method = ExportOptions(checkpoint=str(TINY), frames=8, retain=0.25, merge_layers=(0, 1), tau=0.9)
+    method = ExportOptions(checkpoint=str(TINY), frames=8, retain=0.25, merge_layers=(0, 1), tau=0.3)
     return calibrate(CalibrateOptions((str(again.videos),), method, journal=again.journal, workers=0))
 
 
@@ -231,6 +233,7 @@ def test_a_histogram_puts_neighbours_together_where_there_are_too_many() -> None
         (["--merge-layers", "", "--retain", "1"], "nothing to calibrate"),
         (["--merge-layers", "0,6"], "merge layer 6 does not exist"),
         (["--device", "tpu"], "no device"),
+        (["--target-flops", "0.2"], "no budgets cost"),
         (["--preset", "/nowhere/preset.json"], "cannot be read"),
         (["--journal", "/nowhere/kept.jsonl"], "/nowhere/kept.jsonl"),
     ],
