@@ -123,5 +123,10 @@ class AdaptiveTower(nn.Module):
 def released_plan(hidden: Tensor, config: EarlyTomConfig) -> Tensor:
     """Tokens [T, S, D] -> the merging plan [B, T] that leaves as many frames as the released rules leave."""
     alike = similarity(hidden)
-    removed = merge_rules(alike, segments(alike, **config.segmenting)).removed
-    return plan(alike, budget=len(hidden) - int(removed.sum()), **config.segmenting)
+    return plan(alike, budget=released_count(alike, config), **config.segmenting)
+
+
+def released_count(similarity: Tensor, config: EarlyTomConfig) -> int:
+    """How many frames the released rules leave of C [T, T]."""
+    removed = merge_rules(similarity, segments(similarity, **config.segmenting)).removed
+    return len(similarity) - int(removed.sum())

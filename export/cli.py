@@ -17,7 +17,7 @@ from engines.command import Parser, guarded
 from engines.products import COMPATIBILITY, PRODUCTS
 
 from .progress import Progress
-from .settings import ENGINE_NAMES, EngineOptions, ExportOptions
+from .settings import ENGINE_NAMES, EngineOptions, ExportOptions, is_preset_file
 
 REAL_CHECKPOINT = "lmms-lab/llava-onevision-qwen2-7b-ov"
 Options = TypeVar("Options", bound=EngineOptions)
@@ -29,6 +29,13 @@ def numbers(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 20,12,8") from None
+
+
+def preset_name(text: str) -> str:
+    """Argument type: a published preset, or the file of a calibrated one."""
+    if text not in PRESETS and not is_preset_file(text):
+        raise argparse.ArgumentTypeError(f"there is no {text!r}, only {', '.join(sorted(PRESETS))}, or a file .json")
+    return text
 
 
 def filled(kind: type[Options], arguments: argparse.Namespace) -> Options:
@@ -43,15 +50,7 @@ def export_parser() -> Parser:
         "report, in one bundle. Without --checkpoint it exports the built-in demo.",
     )
     add = parser.add_argument
-    add("--checkpoint", metavar="PATH|HUB_ID", help="directory, hub id, or demo (default %(default)s)")
-    add("--retain", type=float, metavar="R", help="share of visual tokens that reach the LLM (default 0.2)")
-    add("--preset", choices=sorted(PRESETS), help="published settings (default %(default)s)")
-    add("--frames", type=int, metavar="T", help="frames sampled from a video (default 32; LLaVA-Video 64)")
-    add("--merge-layers", type=numbers, metavar="A,B,C", help="encoder layers after which frames are merged")
-    add("--frame-budgets", type=numbers, metavar="A,B,C", help="frames left after each of them")
-    add("--tau", type=float, help="similarity below which a new segment starts")
-    add("--max-window", type=int, metavar="M", help="a segment holds at most M - 1 frames")
-    add("--ema", type=float, help="smoothing of the similarity")
+    add_method_options(parser)
     add("--contextual", type=float, metavar="D", help="share of a dynamic frame's budget for clustered tokens")
     add("--pooling", choices=POOLING, help="in place of the checkpoint's own, for example average for LLaVA-Video")
     add("--inner-layer", type=int, metavar="K", help="LLM layer before which visual tokens are merged, 0 for none")
@@ -73,6 +72,21 @@ def export_parser() -> Parser:
     _add_output_options(parser)
     parser.set_defaults(**{field.name: field.default for field in fields(ExportOptions)})
     return parser
+
+
+def add_method_options(parser: argparse.ArgumentParser) -> None:
+    """The checkpoint and how its frames are merged, the same for exporting and for calibrating."""
+    add = parser.add_argument
+    add("--checkpoint", metavar="PATH|HUB_ID", help="directory, hub id, or demo (default %(default)s)")
+    add("--retain", type=float, metavar="R", help="share of visual tokens that reach the LLM (default 0.2)")
+    add("--preset", type=preset_name, metavar="NAME|FILE",
+        help=f"published settings, of {', '.join(sorted(PRESETS))}, or earlytom-calibrate's (default %(default)s)")
+    add("--frames", type=int, metavar="T", help="frames sampled from a video (default 32; LLaVA-Video 64)")
+    add("--merge-layers", type=numbers, metavar="A,B,C", help="encoder layers after which frames are merged")
+    add("--frame-budgets", type=numbers, metavar="A,B,C", help="frames left after each of them")
+    add("--tau", type=float, help="similarity below which a new segment starts")
+    add("--max-window", type=int, metavar="M", help="a segment holds at most M - 1 frames")
+    add("--ema", type=float, help="smoothing of the similarity")
 
 
 def _add_engine_options(parser: argparse.ArgumentParser) -> None:

@@ -25,7 +25,15 @@ from engines.tensorrt.build import BuildOptions, engine_file_name
 from .build import build_options, choose_engines
 from .costs import floor_lines, floors, work_lines
 from .onnx.exporter import DEFAULT_OPSET, OPSETS
-from .settings import ExportOptions, Questions, choose_questions, knows_drawings, merging_text, resolve
+from .settings import (
+    ExportOptions,
+    Questions,
+    calibrated_preset,
+    choose_questions,
+    knows_drawings,
+    merging_text,
+    resolve,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -176,7 +184,7 @@ def tools() -> dict[str, str]:
 def plan_job(options: ExportOptions, tell: Callable[[str], None] | None = None) -> Job:
     """Read the checkpoint's headers and settle every setting. Raises EarlyTomError on whatever cannot be done.
 
-    tell: is given what a person should know of the video's frames, line by line.
+    tell: is given what a person should know of the preset and of the video's frames, line by line.
     """
     check_dtype(options.dtype)
     opset = DEFAULT_OPSET if options.opset is None else options.opset
@@ -188,6 +196,10 @@ def plan_job(options: ExportOptions, tell: Callable[[str], None] | None = None) 
         raise ConfigError("answers are compared in verifying, which is left out: choose one of the two")
     identity = load(options.checkpoint, device="meta", parts=("vision",), pooling=options.pooling).identity
     config = resolve(options, identity)
+    calibrated = calibrated_preset(options)
+    if tell is not None and calibrated is not None and calibrated.made_from.digest != identity.digest:
+        made = calibrated.made_from.checkpoint
+        tell(f"the preset {calibrated.name} was made with other weights ({made}): this one may need other budgets")
     derive_shapes(config, identity.geometry, options.batch)
     questions = choose_questions(
         options.answers, options.prompts, options.questions, demo=knows_drawings(identity.format, config.frames)

@@ -14,14 +14,14 @@ STAGES = ("load", "rewrite", "export", "check", "build", "verify")
 class Progress:
     """Reports to `stream` (standard error): `with progress.stage("export"): ...`, and `step` within it.
 
-    seconds: what each finished stage took.
+    seconds: what each finished stage took; live: whether `step` shows, which it does on a terminal only.
     """
 
     def __init__(self, stages: tuple[str, ...] = STAGES, *, quiet: bool = False, stream: TextIO | None = None) -> None:
         self.stages, self.quiet = stages, quiet
         self.stream = sys.stderr if stream is None else stream
         self.seconds: dict[str, float] = {}
-        self._live = not quiet and self.stream.isatty()
+        self.live = not quiet and self.stream.isatty()
         self._stage, self._start = "", 0.0
         self._begin = time.perf_counter()
 
@@ -45,7 +45,7 @@ class Progress:
 
     def step(self, text: str) -> None:
         """What is happening within the stage."""
-        if self._live:
+        if self.live:
             elapsed = time.perf_counter() - self._begin
             line = f"{self._bar()} {self._stage:<8} {elapsed:6.1f} s  {text}"
             print(f"\r\033[K{line[:110]}", end="", file=self.stream, flush=True)
@@ -55,5 +55,5 @@ class Progress:
         return f"[{'#' * (4 * at)}{'.' * (4 * (len(self.stages) - at))}]"
 
     def _clear(self) -> None:
-        if self._live:
+        if self.live:
             print("\r\033[K", end="", file=self.stream, flush=True)

@@ -8,9 +8,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from earlytom.calibration.preset_file import CalibratedPreset, read_preset
 from earlytom.config import METHODS, EarlyTomConfig, InnerMerging
 from earlytom.errors import ConfigError
-from earlytom.presets import environment_settings, preset, published_inner
+from earlytom.presets import PRESETS, environment_settings, preset, published_inner
 from engines.products import COMPATIBILITY, ENGINES
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class ExportOptions(EngineOptions):
     activations; batch: videos a call; output: the bundle, by default bundles/<checkpoint>-r<retain>; force: replace an
     earlier one; verify: check parity before writing, on `video` or synthetic clips; save_tensors: a directory for the
     verified tensors in Polygraphy's format; answers, prompts, questions: see `choose_questions`.
+    preset: a published one by name, or a calibrated one by its file.
     """
 
     checkpoint: str = "demo"
@@ -88,18 +90,41 @@ def resolve(
 ) -> EarlyTomConfig:
     """The configuration for this checkpoint: preset, then environment variables if asked for, then the options.
 
-    Pooling, newlines and the scale of the published layer numbers come from the checkpoint. Raises ConfigError.
+    Pooling, newlines and the scale of the published layer numbers come from the checkpoint. Raises ConfigError; for a
+    calibrated preset also when the tower has another depth, or when other frames or merge layers are asked for than its
+    budgets are for.
     """
     settings = environment_settings(environ) if options.from_environment else {}
     settings |= {name: value for name in GIVEN if (value := getattr(options, name)) is not None}
     inner = _inner(options, identity, settings.pop("inner", None))
+    calibrated = calibrated_preset(options)
+    if calibrated is not None:
+        calibrated.check_fits(identity.geometry.layers, settings)
+        settings = calibrated.settings | settings
     return preset(
-        options.preset,
+        "videomme" if calibrated else options.preset,  # a calibrated one has all that a published one says
         settings.pop("retain", 0.2),
         model="llava-video" if identity.newline == "grid" else "llava-onevision",
         depth=identity.geometry.layers,
         **(settings | {"pooling": identity.pooling, "newline": identity.newline, "inner": inner}),
     )
+
+
+def calibrated_preset(options: ExportOptions) -> CalibratedPreset | None:
+    """What the file holds that `preset` names, None for a published one. Raises ConfigError."""
+    if options.preset in PRESETS:
+        return None
+    if is_preset_file(options.preset):
+        return read_preset(Path(options.preset))
+    raise ConfigError(
+        f"there is no preset {options.preset!r}: the published ones are {', '.join(PRESETS)}, and a calibrated one is "
+        "given by its file, such as preset.json"
+    )
+
+
+def is_preset_file(name: str) -> bool:
+    """Whether a preset is named by its file, and not a published one."""
+    return name.endswith(".json") or os.sep in name
 
 
 def _inner(

@@ -11,6 +11,7 @@ from engines.clip import parser as clip_parser
 from engines.eval import parser as eval_parser
 from engines.infer import parser as infer_parser
 from export import settings
+from export.calibration.command import parser as calibrate_parser
 from export.cli import build_parser, export_parser, verify_parser
 from tests import clips
 from tests.shared import demo_bundle
@@ -20,6 +21,7 @@ README = (ROOT / "README.md").read_text()
 PARSERS = {
     "earlytom-export": export_parser, "earlytom-build": build_parser, "earlytom-verify": verify_parser,
     "earlytom-infer": infer_parser, "earlytom-clip": clip_parser, "earlytom-eval": eval_parser,
+    "earlytom-calibrate": calibrate_parser,
 }
 
 
@@ -74,8 +76,11 @@ def test_options_of_the_table_exist_with_their_defaults():
     parser = export_parser()
     known = {option for action in parser._actions for option in action.option_strings}
     named = set(re.findall(r"`(--[a-z-]+)`", README))
-    infer = {option for action in infer_parser()._actions for option in action.option_strings}
-    assert named and named <= known | infer
+    others = {
+        option for made in (infer_parser(), calibrate_parser()) for action in made._actions
+        for option in action.option_strings
+    }
+    assert named and named <= known | others
 
 
 def test_links_of_the_documents_lead_somewhere():

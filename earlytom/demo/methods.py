@@ -5,7 +5,6 @@ T frames, P pooled patches of a frame, L width of the LLM.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterable, Sequence
 from random import Random
 from typing import Any
@@ -13,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..adaptive import AdaptiveTower, released_plan
-from ..config import EarlyTomConfig, InnerMerging, least_frames
+from ..adaptive import AdaptiveTower
+from ..calibration.budgets import DEFAULT_PERCENTILE, percentile_budgets
+from ..calibration.merging import merge_clip
+from ..config import EarlyTomConfig, InnerMerging
 from ..errors import ConfigError
-from ..frames import apply_plan
 from ..presets import preset, published_inner
 from ..shapes import derive_shapes
 from ..tokens import grid_sequence
@@ -132,26 +132,16 @@ def calibrated_budgets(
     """
     vision = vision if isinstance(vision, RememberingVision) else RememberingVision(vision)
     counts = [[released_counts(vision, config, clip) for config in configs] for clip in clips]
-    if not counts:
-        raise ConfigError("calibrated budgets need at least one clip to calibrate on")
-    found = {}
-    for i, config in enumerate(configs):
-        least = least_frames(config.frames, config.retain)
-        by_layer = zip(*(clip[i] for clip in counts))
-        found[config.retain] = tuple(max(least, round(statistics.median(layer))) for layer in by_layer)
-    return found
+    return {
+        config.retain: percentile_budgets([clip[i] for clip in counts], DEFAULT_PERCENTILE, config)
+        for i, config in enumerate(configs)
+    }
 
 
-@torch.inference_mode()
 def released_counts(vision: Vision, config: EarlyTomConfig, frames: Tensor) -> tuple[int, ...]:
     """Frames that each merge layer leaves of one clip uint8 [T, H, W, 3], as reference.frame_counts, in less time."""
-    hidden, counts = vision.embed(frames.to(vision.device)), list[int]()
-    for index in range(config.merge_layers[-1] + 1):
-        hidden, _ = vision.layers[index](hidden)
-        if index in config.merge_layers:
-            hidden = apply_plan(released_plan(hidden, config), hidden)
-            counts.append(len(hidden))
-    return tuple(counts)
+    (merged,) = merge_clip(vision, config, frames, [None])
+    return merged.counts
 
 
 class Tower:

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from earlytom.calibration.preset_file import CalibratedPreset, Origin
+from earlytom.checkpoint import load
 from earlytom.errors import BundleError, EngineError
 from earlytom.video.clips import synthetic_clip
 from engines.bundle.manifest import EngineRecord
@@ -452,3 +454,14 @@ def test_outputs_of_the_bundle_are_the_towers(bundle):
     expected = tower(torch.from_numpy(clip))
     assert torch.equal(outputs.positions, expected.positions)
     torch.testing.assert_close(outputs.tokens, expected.tokens, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_calibrated_preset_is_planned_with_and_told_when_it_is_of_other_weights(same, tmp_path):
+    digest = load(TINY, device="meta", parts=("vision",)).identity.digest
+    origin, path, told = Origin("x", digest if same else "0", 6, 9, 50.0, None), tmp_path / "mine.json", []
+    CalibratedPreset("mine", 0.25, 8, (0, 3), (6, 3), 0.4, 6, 0.9, origin).write(path)
+    options = ExportOptions(checkpoint=str(TINY), preset=str(path), engine="none", inner_layer=0)
+    config = job_module.plan_job(options, told.append).config
+    assert (config.frames, config.merge_layers, config.frame_budgets, config.tau) == (8, (0, 3), (6, 3), 0.4)
+    assert ["made with other weights (x)" in line for line in told] == ([] if same else [True])

@@ -5,6 +5,7 @@ from dataclasses import fields
 
 import pytest
 
+from earlytom.calibration.preset_file import CalibratedPreset, Origin
 from earlytom.checkpoint import CheckpointIdentity
 from earlytom.config import InnerMerging
 from earlytom.errors import ConfigError
@@ -61,6 +62,55 @@ def test_the_checkpoint_decides_geometry():
     assert settle(language_layers=1).inner is None
     with pytest.raises(ConfigError, match=r"1\.\.27"):
         settle("--inner-layer", "28")
+
+
+@pytest.fixture
+def calibrated(tmp_path):
+    """The file of a preset for a tower of 26 layers."""
+    origin = Origin("x", "0", 26, 40, 50.0, None)
+    path = tmp_path / "mine.json"
+    CalibratedPreset("mine", 0.1, 32, (4, 12, 20), (18, 9, 5), 0.45, 7, 0.8, origin).write(path)
+    return str(path)
+
+
+def test_a_calibrated_preset_is_taken_and_what_was_typed_wins(calibrated):
+    config = settle("--preset", calibrated)
+    assert (config.retain, config.frames, config.merge_layers) == (0.1, 32, (4, 12, 20))
+    assert (config.frame_budgets, config.tau, config.max_window, config.ema) == ((18, 9, 5), 0.45, 7, 0.8)
+    assert config.inner == InnerMerging(18, 0.5, "attention"), "as published: calibration is of the tower"
+    assert settle("--preset", calibrated, "--tau", "0.6", "--retain", "0.15") == config.replace(
+        tau=0.6, retain=0.15, frame_budgets=(18, 9, 5)
+    )
+    assert settle("--preset", calibrated, "--frames", "16", "--frame-budgets", "9,5,3").frames == 16
+    environ = {"T": "0.3"}
+    assert settle("--preset", calibrated, environ=environ) == config
+    assert settle("--preset", calibrated, "--from-environment", environ=environ).tau == 0.3
+    video = settle("--preset", calibrated, pooling="average", newline="grid")
+    assert (video.frames, video.frame_budgets, video.newline) == (32, (18, 9, 5), "grid")
+
+
+@pytest.mark.parametrize(
+    ("argv", "changes", "says"),
+    [
+        ([], {"geometry": VisionGeometry(layers=6)}, "tower of 26 layers .* has 6"),
+        (["--frames", "64"], {}, "for frames 32, not for 64"),
+        (["--merge-layers", "4,12"], {}, "for merge_layers 4,12,20, not for 4,12"),
+        (["--retain", "0.3"], {}, "the last frame budget 5 cannot hold retain 0.3"),
+    ],
+)
+def test_a_calibrated_preset_that_does_not_fit_is_refused(calibrated, argv, changes, says):
+    with pytest.raises(ConfigError, match=says):
+        settle("--preset", calibrated, *argv, **changes)
+
+
+def test_what_is_no_preset_is_told(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        export_parser().parse_args(["--preset", "best"])
+    assert "there is no 'best', only egoschema" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="no preset 'best'"):
+        resolve(ExportOptions(preset="best"), identity(), {})
+    with pytest.raises(ConfigError, match=r"none\.json cannot be read"):
+        settle("--preset", str(tmp_path / "none.json"))
 
 
 def test_the_command_line_has_the_options_of_python_with_their_defaults():

@@ -1,0 +1,1 @@
+"""`earlytom-calibrate`: frame budgets from a user's own clips."""
