@@ -87,7 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     cost = measure(given.width, given.tokens, InnerMerging(given.layer, given.ratio), turns=given.turns)
     print(
         f"width {given.width}, {given.tokens} visual tokens and {TEXT} of text: a layer {cost.layer * 1e3:.1f} ms, "
-        f"after merging {cost.layer_after * 1e3:.1f} ms, merging {cost.merging * 1e3:.2f} ms, {cost.share:.2%} of the layers"
+        f"after merging {cost.layer_after * 1e3:.1f} ms, merging {cost.merging * 1e3:.2f} ms, "
+        f"{cost.share:.2%} of the layers"
     )
     return 0
 

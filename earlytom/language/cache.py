@@ -15,9 +15,9 @@ class PromptCache(DynamicCache):
     """The DynamicCache of one prompt that can be rewound to its first tokens, inner merging or not.
 
     Without merging their keys and values are all that a later prompt with the same beginning needs. With the method
-    `dpc-knn` it is the same, with fewer tokens from layer k on, which merging comes before. The method `attention` looks
-    at the question, so from k on nothing of them holds for another one. But no token below k has seen a later one: keys
-    and values of layers 0..k-1 stay, and so do the hidden states that enter k.
+    `dpc-knn` it is the same, with fewer tokens from layer k on, which merging comes before. The method `attention`
+    looks at the question, so from k on nothing of them holds for another one. But no token below k has seen a later
+    one: keys and values of layers 0..k-1 stay, and so do the hidden states that enter k.
     """
 
     layer: int | None = None  # k, once something was merged

@@ -14,7 +14,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..errors import ConfigError
 
-ROOM = 128  # a static layer holds a multiple of it, so that questions of any usual length share one compiled step
+LEAST = 128  # tokens of a static layer: such a power of two that questions of any usual length share one compiled step
 Step = Callable[[Any, Tensor, Cache, int], Tensor]
 
 
@@ -68,7 +68,6 @@ class CompiledDecoder:
                 listener.put(token[0].cpu())
             if stopping_criteria(input_ids, None).all():
                 break
-            torch.compiler.cudagraph_mark_step_begin()
             logits = self.step(model, token, cache, merging)
         if listener is not None:
             listener.end()
@@ -76,11 +75,10 @@ class CompiledDecoder:
 
     def _filled(self, source: Cache, lengths: list[int], new: int) -> StaticCache:
         """The static cache with the keys and values of `source` and room for `new` tokens more."""
-        if self.cache is None or any(
-            layer.max_cache_len < length + new for layer, length in zip(self.cache.layers, lengths)
-        ):
-            self.cache = StaticCache(config=self.language.config, max_cache_len=1)
-            self.cache.layers = [StaticLayer(-(-(length + new) // ROOM) * ROOM) for length in lengths]
+        had = [0] * len(lengths) if self.cache is None else [layer.max_cache_len for layer in self.cache.layers]
+        if self.cache is None or any(room < length + new for room, length in zip(had, lengths)):
+            self.cache = StaticCache(config=self.language.config, max_cache_len=LEAST)
+            self.cache.layers = [StaticLayer(_room(length + new, room)) for length, room in zip(lengths, had)]
             with torch.inference_mode(False):  # or they could not be written to outside of it
                 for static, layer in zip(self.cache.layers, source.layers):
                     static.lazy_initialization(layer.keys, layer.values)
@@ -110,6 +108,17 @@ def decode_step(language: Any, token: Tensor, cache: Cache, merging: int) -> Ten
     return logits
 
 
+def _room(tokens: int, least: int) -> int:
+    """A power of two that holds so many tokens, and no fewer than before."""
+    return max(LEAST, least, 1 << (tokens - 1).bit_length())
+
+
 def _compile(step: Step) -> Step:
-    compiled: Step = torch.compile(step, mode="reduce-overhead", fullgraph=True, dynamic=False)
-    return compiled
+    compiled = torch.compile(step, mode="reduce-overhead", fullgraph=True, dynamic=False)
+
+    def run(language: Any, token: Tensor, cache: Cache, merging: int) -> Tensor:
+        torch.compiler.cudagraph_mark_step_begin()  # what the last step gave is no longer needed
+        logits: Tensor = compiled(language, token, cache, merging)
+        return logits
+
+    return run
