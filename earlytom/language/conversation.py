@@ -118,8 +118,15 @@ def prefill(
 
     Every size is known to Python: from the first operation to the last the host waits for nothing on the device.
     """
+    done, total = cache.get_seq_length(), embeds.shape[1]
+    varlen: dict[str, Any] = {}
+    if inner is None and language.config._attn_implementation == "flash_attention_2":
+        # or each layer would read the positions, to see whether several prompts are packed into the row
+        ends = torch.arange(2, dtype=torch.int32, device=embeds.device)
+        varlen = {"cu_seq_lens_q": ends * (total - done), "cu_seq_lens_k": ends * total}
+        varlen |= {"max_length_q": total - done, "max_length_k": total}
     output: CausalLMOutputWithPast = language(
-        inputs_embeds=embeds[:, cache.get_seq_length() :], past_key_values=cache, use_cache=True, logits_to_keep=1,
-        inner=inner, visual_spans=[span],
+        inputs_embeds=embeds[:, done:], past_key_values=cache, use_cache=True, logits_to_keep=1, inner=inner,
+        visual_spans=[span], **varlen,
     )
     return output

@@ -113,7 +113,9 @@ class MergingQwen2Model(Qwen2Model):
         hidden = inputs_embeds  # [B, N, D]
         rotary = self.rotary_emb(hidden, position_ids)
         context: dict[str, Any] = {"past_key_values": past_key_values, "use_cache": use_cache, **kwargs}
-        below = {"attention_mask": mask, "position_embeddings": rotary, "position_ids": position_ids, **context}
+        # No position_ids for the layers: flash attention would read them, layer by layer, to see whether several
+        # prompts are packed into the row, and take the gaps that kept tokens leave in them for such.
+        below = {"attention_mask": mask, "position_embeddings": rotary, **context}
         for layer in self.layers[: k - 1]:
             hidden = layer(hidden, **below)
         layer, score, entering = self.layers[k - 1], None, hidden
@@ -134,7 +136,6 @@ class MergingQwen2Model(Qwen2Model):
             visible = hidden.new_ones(batch, tokens, dtype=torch.bool) if attention_mask is None else attention_mask
             pruned = request.pruned_mask(visible, width)
         mask = create_causal_mask(inputs_embeds=hidden, attention_mask=pruned, layer_idx=k, **masking)
-        # No position_ids from here: kept tokens leave gaps in them, which flash attention takes for packed sequences.
         for layer in self.layers[k : self.config.num_hidden_layers]:
             hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary, **context)
         return BaseModelOutputWithPast(

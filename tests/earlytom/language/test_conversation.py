@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers.modeling_flash_attention_utils as flash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -21,6 +22,7 @@ from earlytom.language.conversation import Conversation, prefill
 from earlytom.language.decode import CompiledDecoder
 from earlytom.language.prompt import VIDEO_TOKEN, embed_prompt
 from earlytom.language.qwen2 import Qwen2, generate
+from tests.earlytom.language import test_qwen2
 from tests.earlytom.language.test_qwen2 import ARCHIVE, CASES, INNER, METHODS, PROMPT, build, tiny, video
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -231,11 +233,32 @@ class Copies(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("inner", MERGING)
-def test_the_host_waits_for_nothing_from_the_last_frame_to_the_first_logits(inner: InnerMerging | None) -> None:
+def test_flash_attention(inner: InnerMerging | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of transformers' flash-attention path but the kernel itself."""
+    monkeypatch.setattr(flash, "lazy_import_flash_attention", test_qwen2.fake_flash_attention([]))
+    model, tokens = build(), video(25)
+    model.config._attn_implementation = "flash_attention_2"
+    conversation = Conversation(model)
+    for question in QUESTIONS[:2]:
+        ids = conversation.answer([*BEFORE, *question], tokens, inner=inner, max_new_tokens=4)
+        assert ids.tolist() == generate(tiny(), [*BEFORE, *question], tokens, inner=inner, max_new_tokens=4).tolist()
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager", "flash_attention_2"])
+@pytest.mark.parametrize("inner", MERGING)
+def test_the_host_waits_for_nothing_from_the_last_frame_to_the_first_logits(
+    inner: InnerMerging | None, implementation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On the device `meta`, whose tensors have no values, whatever reads one fails: item, tolist, bool, nonzero, a
     copy to the host. And one copy goes there, that of the prompt's ids, which does not wait on a card either.
     """
-    model, tokens = build().to("meta"), video(25).to("meta")
+    def kernel(q: Tensor, *others: Any, causal: bool = False, softmax_scale: float = 1.0, **lengths: Any) -> Tensor:
+        return q
+
+    functions = ((kernel, kernel, None, None, None), (flash._lazy_define_process_function(kernel), None))
+    monkeypatch.setattr(flash, "lazy_import_flash_attention", lambda *_, **__: functions)
+    model, tokens = build().to("meta", torch.bfloat16), video(25).to("meta", torch.bfloat16)
+    model.config._attn_implementation = implementation
     cache = PromptCache(config=model.config)
     for question in QUESTIONS:
         with Copies() as copies:
