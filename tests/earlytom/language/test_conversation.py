@@ -61,14 +61,15 @@ def test_a_second_question_has_the_released_answer(case: int) -> None:
         assert ids.tolist() == ARCHIVE[f"{case}_generated"].tolist()
 
 
-@settings(max_examples=12)
+@pytest.mark.parametrize("method", [None, "attention", "dpc-knn"])
+@settings(max_examples=6)
 @given(data=st.data())
-def test_logits_are_those_of_a_fresh_prefill(data: st.DataObject) -> None:
+def test_logits_are_those_of_a_fresh_prefill(data: st.DataObject, method: str | None) -> None:
     """Whatever was asked before, how long it was, and however it was answered."""
-    methods, ratios = st.sampled_from(["attention", "dpc-knn"]), st.sampled_from([0.0, 0.3, 0.5, 0.9])
-    inner = data.draw(st.none() | st.builds(InnerMerging, st.integers(1, 5), ratios, methods))
+    ratio = data.draw(st.sampled_from([0.5, 0.9, 0.3, 0.0]))
+    inner = None if method is None else InnerMerging(data.draw(st.integers(1, 5)), ratio, method)
     before = [*data.draw(st.lists(st.integers(0, 511), max_size=3)), VIDEO_TOKEN]
-    tokens = video(data.draw(st.integers(1, 40)), data.draw(st.integers(0, 9)))
+    tokens = video(data.draw(st.sampled_from([25, 1, 2, 40])), data.draw(st.integers(0, 9)))
     questions = data.draw(st.lists(st.lists(st.integers(0, 511), min_size=1, max_size=9), min_size=2, max_size=3))
     cache = PromptCache(config=tiny().config)
     for question in questions:
