@@ -144,9 +144,16 @@ class MergeRequest:
 
         Raises InputError when padding is not on the left, or a span is not among the visible tokens.
         """
-        tokens = mask.shape[1]
         shown = mask.bool()
         counts, firsts = torch.stack([shown.sum(1), shown.int().argmax(1)]).tolist()
+        return self._width(mask.shape[1], counts, firsts)
+
+    def unpadded_width(self, tokens: int) -> int:
+        """As `pruned_width`, where nothing is padded: no mask, for whose values the host would wait for the device."""
+        return self._width(tokens, [tokens] * len(self.spans), [0] * len(self.spans))
+
+    def _width(self, tokens: int, counts: Sequence[int], firsts: Sequence[int]) -> int:
+        """For each sample, how many of its N tokens are visible, and the column of the first of them."""
         for sample, (count, first, pairs) in enumerate(zip(counts, firsts, self.spans, strict=True)):
             if count == 0 or first + count != tokens:
                 raise InputError(

@@ -1,7 +1,7 @@
 """From a video to text: whatever runs the tower, then the language model.
 
 The tower comes as a function from uint8 frames to TowerOutputs, so that PyTorch, ONNX Runtime and TensorRT are alike
-here. One video is encoded once and can be asked about as often as one likes.
+here. One video is encoded once, and goes through the language model once, however many questions are asked about it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from transformers.generation.streamers import TextStreamer
 
 from .config import EarlyTomConfig, InnerMerging
 from .errors import CheckpointError, InputError
+from .language.conversation import Conversation
+from .language.decode import CompiledDecoder
 from .language.prompt import build_prompt
-from .language.qwen2 import generate
 from .tower import TowerOutputs, split_videos
 from .video import read_frames
 from .vision.geometry import pooled_grid
@@ -65,17 +66,19 @@ class VideoPipeline:
 
     encoder: uint8 [1, T, H, W, 3] -> TowerOutputs: a tower, an engine's Runner, or any function; model: what
     `earlytom.load` gives, or whatever has its `language`, `tokenizer` and `geometry`; config: what the encoder was made
-    with, whose `inner` is the default of `ask`. Closing the pipeline closes a Runner. Raises CheckpointError when there
-    is no language model or no tokenizer.
+    with, whose `inner` is the default of `ask`; compile: decode with a static cache and torch.compile, see
+    CompiledDecoder. Closing the pipeline closes a Runner. Raises CheckpointError when there is no language model or no
+    tokenizer, ConfigError when what should be compiled cannot be.
     """
 
-    def __init__(self, encoder: Any, model: Any, config: EarlyTomConfig) -> None:
+    def __init__(self, encoder: Any, model: Any, config: EarlyTomConfig, *, compile: bool = False) -> None:
         if model.language is None or model.tokenizer is None:
             lacks = "language model was loaded" if model.language is None else "tokenizer is in the checkpoint"
             raise CheckpointError(f"no {lacks}, so a question cannot be put to it")
         self.encoder, self.model, self.config = encoder, model, config
         self._run: Callable[[Tensor], TowerOutputs] = getattr(encoder, "run", encoder)
         self._last: tuple[tuple[Any, ...], EncodedVideo] | None = None  # the file asked about last
+        self._conversation = Conversation(model.language, CompiledDecoder(model.language) if compile else None)
 
     def __enter__(self) -> VideoPipeline:
         return self
@@ -84,9 +87,15 @@ class VideoPipeline:
         self.close()
 
     def close(self) -> None:
-        """Free what the engine holds."""
+        """Free what the engine holds, and what is remembered of the last video."""
+        self.forget()
         if hasattr(self.encoder, "close"):
             self.encoder.close()
+
+    def forget(self) -> None:
+        """Free what is remembered of the last video: a file's visual tokens, its keys and values."""
+        self._last = None
+        self._conversation.forget()
 
     def encode(self, video: str | Path | Frames) -> EncodedVideo:
         """A video file, or frames uint8 [T, H, W, 3] as `read_frames` gives them -> EncodedVideo.
@@ -138,24 +147,26 @@ class VideoPipeline:
         inner: InnerMerging | None = None,
         merge_inside: bool = True,
         on_text: Callable[[str], None] | None = None,
+        reuse: bool = True,
         **generate_kwargs: Any,
     ) -> Answer:
         """Answer `question` about a video, see `encode`; `on_text` gets the text as it is made.
 
-        inner: merging inside the LLM (default: the configuration's); none at all without `merge_inside`.
-        generate_kwargs: as earlytom.generate's.
+        inner: merging inside the LLM (default: the configuration's); none at all without `merge_inside`. A question
+        about the video of the last one, the same EncodedVideo or file, starts from its keys and values; without
+        `reuse` none are taken or kept, see Conversation.answer. generate_kwargs: as earlytom.generate's.
         """
-        encoded = video if isinstance(video, EncodedVideo) else self.encode(video)
-        language, tokenizer = self.model.language, self.model.tokenizer
+        tokenizer = self.model.tokenizer
         prompt = build_prompt(tokenizer, question)
+        encoded = video if isinstance(video, EncodedVideo) else self.encode(video)
         clock = _Clock(tokenizer, on_text)
         start = time.perf_counter()
-        ids = generate(
-            language,
+        ids = self._conversation.answer(
             prompt,
-            encoded.tokens.to(language.device),
+            encoded.tokens,
             inner=(inner or self.config.inner) if merge_inside else None,
             max_new_tokens=max_new_tokens,
+            reuse=reuse,
             streamer=clock,
             **generate_kwargs,
         ).tolist()

@@ -38,6 +38,8 @@ def parser() -> Parser:
     add("--device", help="of the language model: cpu, cuda, ... (default cuda where there is one)")
     add("--llm-dtype", choices=tuple(DTYPES), help="default bf16 on a GPU, fp32 on a CPU")
     add("--attention", choices=("sdpa", "eager", "flash_attention_2"), help="of the LLM (default: the best there is)")
+    add("--compile", action="store_true",
+        help="compile the LLM's decoding (CUDA graphs on a card): the same tokens sooner, after a slow first answer")
     add("--threads", type=at_least(1), metavar="N", help="CPU threads of the engine")
     add("--no-cuda-graph", action="store_true", help="run a TensorRT engine without capturing a CUDA graph")
     add("--strict-frames", action="store_true", help="refuse a damaged video, or one with too few frames")
@@ -46,6 +48,7 @@ def parser() -> Parser:
     add("--temperature", type=_temperature, help="with --sample")
     add("--seed", type=int, default=0, help="with --sample")
     add("--no-inner", action="store_true", help="do not merge visual tokens inside the LLM")
+    add("--no-reuse", action="store_true", help="read the video anew for each question: compare times with it")
     add("--explain", type=Path, metavar="PNG", help="draw what was kept of the video")
     add("--json", action="store_true", help="print answers and times as JSON instead of text")
     add("--verbose", action="store_true", help="say why better engines were passed over")
@@ -93,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
     with open_pipeline(
         bundle, checkpoint=arguments.checkpoint, engine=arguments.engine, device=arguments.device,
         dtype=arguments.llm_dtype, attention=arguments.attention, frame_budgets=arguments.frame_budgets,
-        threads=arguments.threads, cuda_graph=not arguments.no_cuda_graph,
+        compile=arguments.compile, threads=arguments.threads, cuda_graph=not arguments.no_cuda_graph,
     ) as pipeline:
         loaded = time.perf_counter() - start
         _note(arguments, f"engine: {_engine(pipeline, arguments.verbose)}")
@@ -152,6 +155,7 @@ def _answer(arguments: argparse.Namespace, pipeline: VideoPipeline, encoded: Enc
         question,
         max_new_tokens=arguments.max_new_tokens,
         merge_inside=not arguments.no_inner,
+        reuse=not arguments.no_reuse,
         on_text=None if arguments.json else lambda text: print(text, end="", flush=True),
         **options,
     )

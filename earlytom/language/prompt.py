@@ -43,18 +43,20 @@ def _embed(
 ) -> tuple[Tensor, list[tuple[int, int]]]:
     """As `embed_prompt`, for a prompt with a -200 for each of the videos: embeddings [1, N, D] and their spans."""
     table = language.get_input_embeddings()
-    ids = torch.as_tensor(prompt_ids, device=table.weight.device)
-    if ids.ndim != 1 or ids.is_floating_point():
-        raise InputError(f"prompt_ids must be a list of token ids, not {ids.dtype} of shape {tuple(ids.shape)}")
-    at = (ids == VIDEO_TOKEN).nonzero().flatten().tolist()
+    given = torch.as_tensor(prompt_ids)
+    if given.ndim != 1 or given.is_floating_point():
+        raise InputError(f"prompt_ids must be a list of token ids, not {given.dtype} of shape {tuple(given.shape)}")
+    ids: list[int] = given.tolist()  # all that follows is known to Python: nothing waits for the device
+    at = [place for place, token in enumerate(ids) if token == VIDEO_TOKEN]
     if len(at) != len(videos):
         raise InputError(
             f"the prompt holds {len(at)} video tokens ({VIDEO_TOKEN}), it must hold {len(videos)}: one for each video"
         )
-    text = ids[ids != VIDEO_TOKEN].long()
-    if ((text < 0) | (text >= table.num_embeddings)).any():
+    text = [token for token in ids if token != VIDEO_TOKEN]
+    if any(token < 0 or token >= table.num_embeddings for token in text):
         raise InputError(f"a prompt id is outside of the vocabulary: ids lie in 0..{table.num_embeddings - 1}")
-    first, *others = table(text).tensor_split([place - before for before, place in enumerate(at)])
+    cuts = [place - before for before, place in enumerate(at)]
+    first, *others = table(_send(text, table.weight.device)).tensor_split(cuts)
     pieces, spans, length = [first], [], len(first)
     for tokens, words in zip(videos, others, strict=True):
         if tokens.ndim != 2 or not len(tokens) or tokens.shape[1] != table.embedding_dim:
@@ -65,6 +67,12 @@ def _embed(
         pieces += [tokens.to(words), words]
         length += len(tokens) + len(words)
     return torch.cat(pieces)[None], spans
+
+
+def _send(ids: list[int], device: torch.device) -> Tensor:
+    """Ids on a device; on a card without waiting for what it is still doing, as a plain copy would."""
+    tensor = torch.tensor(ids, dtype=torch.int64)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def embed_batch(

@@ -15,12 +15,13 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, Qwen2Config, Qwen2ForCausalLM, Qwen2Model
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, rotate_half
+from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2DecoderLayer, rotate_half
 from transformers.utils.output_capturing import capture_outputs
 
 from ..config import InnerMerging
 from ..errors import ConfigError, InputError
 from ..inner import MergeRequest, Spans, check_lengths
+from .cache import PromptCache, cached_keys, held_states
 from .prompt import embed_batch
 
 
@@ -43,7 +44,8 @@ class MergingQwen2Model(Qwen2Model):
 
         inner: what to merge, or None. visual_spans: (start, length) for each sample as columns of the padded row, of
         length 0 where there is no video; or several such pairs for each, every span merged by itself. A decode step
-        takes the prefill's two again and the full attention mask.
+        takes the prefill's two again and the full attention mask. A prefill goes on behind a PromptCache that was
+        rewound: what is passed is the rest of the prompt then, spans and lengths still count the whole of it.
         Raises ConfigError when the model cannot merge so, InputError when the arguments do not fit each other.
         """
         if (input_ids is None) == (inputs_embeds is None):
@@ -88,18 +90,22 @@ class MergingQwen2Model(Qwen2Model):
         past, past_from_k = 0, 0
         if past_key_values is not None:
             past, past_from_k = past_key_values.get_seq_length(), past_key_values.get_seq_length(k)
-        visible = attention_mask
-        if visible is None:
-            visible = inputs_embeds.new_ones(batch, past + queries, dtype=torch.bool)
-        if visible.shape != (batch, past + queries):
+        tokens = past + queries
+        if attention_mask is not None and attention_mask.shape != (batch, tokens):
             raise InputError(
-                f"attention_mask has shape {tuple(visible.shape)}, with inner merging it must be "
-                f"[{batch}, {past + queries}]: a row for each sample, a column for each token cached or passed"
+                f"attention_mask has shape {tuple(attention_mask.shape)}, with inner merging it must be "
+                f"[{batch}, {tokens}]: a row for each sample, a column for each token cached or passed"
             )
         if position_ids is None:
-            position_ids = torch.arange(past, past + queries, device=inputs_embeds.device)[None]
-        prefill = past == 0
-        width = request.pruned_width(visible) if prefill else past_from_k + queries  # N'
+            position_ids = torch.arange(past, tokens, device=inputs_embeds.device)[None]
+        prefill = past_from_k == 0
+        before = held_states(past_key_values, past) if prefill and past else None
+        if not prefill:
+            width = past_from_k + queries
+        elif attention_mask is None:  # the usual case, in which nothing here waits for the device
+            width = request.unpadded_width(tokens)
+        else:
+            width = request.pruned_width(attention_mask)
         masking: dict[str, Any] = {"config": self.config, "past_key_values": past_key_values}
         mask = create_causal_mask(
             inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids, **masking
@@ -107,20 +113,29 @@ class MergingQwen2Model(Qwen2Model):
         hidden = inputs_embeds  # [B, N, D]
         rotary = self.rotary_emb(hidden, position_ids)
         context: dict[str, Any] = {"past_key_values": past_key_values, "use_cache": use_cache, **kwargs}
-        below = {"attention_mask": mask, "position_embeddings": rotary, "position_ids": position_ids, **context}
+        # No position_ids for the layers: flash attention would read them, layer by layer, to see whether several
+        # prompts are packed into the row, and take the gaps that kept tokens leave in them for such.
+        below = {"attention_mask": mask, "position_embeddings": rotary, **context}
         for layer in self.layers[: k - 1]:
             hidden = layer(hidden, **below)
-        layer, score = self.layers[k - 1], None
-        if prefill and request.inner.method == "attention":
-            score = last_query_attention(layer, hidden, rotary, visible)  # [B, N]
+        layer, score, entering = self.layers[k - 1], None, hidden
         hidden = layer(hidden, **below)
         if prefill:
-            hidden, positions = request.merge(hidden, score, position_ids.expand(batch, -1), width)  # [B, N', D]
+            if request.inner.method == "attention":
+                keys = cached_keys(past_key_values, k - 1)
+                score = last_query_attention(layer, entering, rotary, attention_mask, keys)  # [B, N]
+            positions = position_ids.expand(batch, -1)
+            if before is not None:
+                hidden, positions = torch.cat([before[0], hidden], 1), torch.cat([before[1], positions], 1)  # [B, N, D]
+            if isinstance(past_key_values, PromptCache):
+                past_key_values.note_merging(k, tokens - width, None if score is None else (hidden, positions))
+            hidden, positions = request.merge(hidden, score, positions, width)  # [B, N', D]
             rotary = self.rotary_emb(hidden, positions)
-        even = attention_mask is None and len(set(request.removed)) == 1  # nothing hidden, and all samples as long
-        pruned = None if even else request.pruned_mask(visible, width)
+        pruned = None
+        if attention_mask is not None or len(set(request.removed)) > 1:  # something hidden, or samples not as long
+            visible = hidden.new_ones(batch, tokens, dtype=torch.bool) if attention_mask is None else attention_mask
+            pruned = request.pruned_mask(visible, width)
         mask = create_causal_mask(inputs_embeds=hidden, attention_mask=pruned, layer_idx=k, **masking)
-        # No position_ids from here: kept tokens leave gaps in them, which flash attention takes for packed sequences.
         for layer in self.layers[k : self.config.num_hidden_layers]:
             hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary, **context)
         return BaseModelOutputWithPast(
@@ -154,9 +169,16 @@ class Qwen2(Qwen2ForCausalLM):
         logits_to_keep: int | Tensor = 0,
         inner: InnerMerging | None = None,
         visual_spans: Spans | None = None,
+        prefilled: CausalLMOutputWithPast | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """As Qwen2ForCausalLM's, with MergingQwen2Model's `inner` and `visual_spans`; logits [B, N', vocabulary]."""
+        """As Qwen2ForCausalLM's, with MergingQwen2Model's `inner` and `visual_spans`; logits [B, N', vocabulary].
+
+        prefilled: what came of these very inputs_embeds before: it is returned, and nothing is computed. So a prefill
+        can be started ahead of all that `generate` does before its own.
+        """
+        if prefilled is not None and inputs_embeds is not None:
+            return prefilled
         if labels is not None and inner is not None:
             raise InputError("labels cannot go with inner merging: it works in prefill and drops some of their tokens")
         return super().forward(
@@ -201,26 +223,36 @@ def check_layer(config: Qwen2Config, inner: InnerMerging) -> None:
 
 
 def last_query_attention(
-    layer: Qwen2DecoderLayer, hidden: Tensor, rotary: tuple[Tensor, Tensor], visible: Tensor
+    layer: Qwen2DecoderLayer,
+    hidden: Tensor,
+    rotary: tuple[Tensor, Tensor],
+    visible: Tensor | None = None,
+    keys: Tensor | None = None,
 ) -> Tensor:
     """Attention that the last token pays to every token in `layer`, averaged over heads: [B, N] float32.
 
     hidden [B, N, D] enters the layer; rotary: cosines and sines [B or 1, N, head width]; visible [B, N]: 0 for padding.
-    One row for each head is formed, never an [N, N] matrix: nothing comes after the last token, so the row is causal.
+    keys [B, G, N, head width]: those that the layer has cached, rotated; with them hidden and rotary may be those of
+    the last tokens alone. One row for each head is formed, never an [N, N] matrix: nothing comes after the last token,
+    so the row is causal.
     """
     attention = layer.self_attn
-    batch, tokens = hidden.shape[:2]
-    states = layer.input_layernorm(hidden)
-    key = attention.k_proj(states).view(batch, tokens, -1, attention.head_dim).transpose(1, 2)  # [B, G, N, d]
-    query = attention.q_proj(states[:, -1:]).view(batch, 1, -1, attention.head_dim).transpose(1, 2)  # [B, H, 1, d]
-    cos, sin = rotary
-    cos, sin = cos[:, None], sin[:, None]  # [B or 1, 1, N, d]
-    key = key * cos + rotate_half(key) * sin
+    cos, sin = (x[:, None] for x in rotary)  # [B or 1, 1, N, d]
+    if keys is None:
+        keys = _heads(attention.k_proj(layer.input_layernorm(hidden)), attention)  # [B, G, N, d]
+        keys = keys * cos + rotate_half(keys) * sin
+    query = _heads(attention.q_proj(layer.input_layernorm(hidden[:, -1:])), attention)  # [B, H, 1, d]
     query = query * cos[:, :, -1:] + rotate_half(query) * sin[:, :, -1:]
-    grouped = query.reshape(batch, key.shape[1], -1, attention.head_dim)  # [B, G, H / G, d]
-    logits = grouped.float() @ key.float().transpose(2, 3) * attention.scaling  # [B, G, H / G, N]
-    logits = logits.masked_fill(~visible.bool()[:, None, None], float("-inf"))
+    grouped = query.reshape(len(query), keys.shape[1], -1, attention.head_dim)  # [B, G, H / G, d]
+    logits = grouped.float() @ keys.float().transpose(2, 3) * attention.scaling  # [B, G, H / G, N]
+    if visible is not None:
+        logits = logits.masked_fill(~visible.bool()[:, None, None], float("-inf"))
     return logits.softmax(dim=-1).mean(dim=(1, 2))
+
+
+def _heads(states: Tensor, attention: Qwen2Attention) -> Tensor:
+    """[B, N, heads * d] -> [B, heads, N, d]."""
+    return states.unflatten(2, (-1, attention.head_dim)).transpose(1, 2)
 
 
 def generate(

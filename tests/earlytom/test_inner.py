@@ -243,6 +243,17 @@ def test_padding_and_spans_must_fit() -> None:
     for mask in ([0, 0, 1, 1, 1, 1], [1, 1, 1, 1]):
         with pytest.raises(InputError, match="visual span of sample 0"):
             request.pruned_width(torch.tensor([mask]))
+    with pytest.raises(InputError, match="visual span of sample 0"):
+        request.unpadded_width(4)
+
+
+@given(
+    spans=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), min_size=1, max_size=3),
+    ratio=st.sampled_from([0.2, 0.5, 0.9]),
+)
+def test_without_padding_no_mask_is_needed(spans: list[tuple[int, int]], ratio: float) -> None:
+    request = MergeRequest(InnerMerging(1, ratio), tuple((span,) for span in spans))
+    assert request.unpadded_width(12) == request.pruned_width(torch.ones(len(spans), 12))
 
 
 def test_a_cache_must_stem_from_the_same_request() -> None:

@@ -61,6 +61,27 @@ def test_one_video_is_asked_several_things_without_encoding_it_again(pipeline, e
     pipeline._run = run
 
 
+def test_later_questions_have_the_answers_that_they_would_have_first(pipeline, encoded):
+    questions = ["What is this?", "How many people are there?"]
+    alone = [pipeline.ask(encoded, question, max_new_tokens=4, reuse=False).ids for question in questions]
+    pipeline.forget()
+    assert [pipeline.ask(encoded, question, max_new_tokens=4).ids for question in questions] == alone
+    kept = pipeline._conversation._last
+    assert kept.visual_tokens is encoded.tokens and kept.cache.get_seq_length() > len(encoded.tokens)
+    pipeline.forget()
+    assert pipeline._conversation._last is None and pipeline._last is None
+
+
+def test_decoding_can_be_compiled(pipeline, demo, encoded, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda step, **_: compiled.append(step) or step)
+    with VideoPipeline(pipeline.encoder, demo, pipeline.config, compile=True) as other:
+        expected = pipeline.ask(encoded, "What is this?", max_new_tokens=4)
+        answer = other.ask(encoded, "What is this?", max_new_tokens=4)
+        assert answer.ids == expected.ids and answer.text == expected.text and answer.prefill_seconds > 0
+    assert len(compiled) == 1
+
+
 def test_the_prompt_is_chatml_around_the_video(demo):
     ids = build_prompt(demo.tokenizer, "What is this?")
     at = ids.index(VIDEO_TOKEN)
@@ -89,7 +110,9 @@ def test_a_file_is_encoded_once_and_again_when_it_changes(pipeline, encoded, tmp
     monkeypatch.setattr(pipeline, "_run", lambda frames: calls.append(1) or TowerOutputs(*outputs))
     path.write_bytes(clips.real("bikes").read_bytes())
     first = pipeline.ask(path, "What is this?", max_new_tokens=2)
+    kept = pipeline._conversation._last.cache
     assert pipeline.ask(str(path), "What is this?", max_new_tokens=2).ids == first.ids and len(calls) == 1
+    assert pipeline._conversation._last.cache is kept, "and goes through the language model once"
     frames = read_frames(path, frames=FRAMES).frames
     assert pipeline.ask(frames, "What is this?", max_new_tokens=2).ids == first.ids and len(calls) == 2
     path.write_bytes(clips.real("carphone").read_bytes())

@@ -60,6 +60,17 @@ def test_interactive_asks_on_about_the_same_video(bundle, capsys, monkeypatch):
     assert out.count("[prefill") == 2 and "> And now?" in out
 
 
+def test_the_video_may_be_read_anew_for_each_question(bundle, capsys, monkeypatch):
+    """The answers are the same, and so they are with compiled decoding."""
+    monkeypatch.setattr(torch, "compile", lambda step, **_: step)
+    questions = ["--prompt", "What is this?", "--prompt", "And now?", "--json"]
+    found = []
+    for more in ([], ["--no-reuse"], ["--compile"]):
+        assert ask(bundle, *questions, *more) == 0
+        found.append([answer["ids"] for answer in json.loads(capsys.readouterr().out)["answers"]])
+    assert found[0] == found[1] == found[2]
+
+
 def test_explain_draws_a_picture(bundle, tmp_path, capsys):
     path = tmp_path / "kept.png"
     assert ask(bundle, "--prompt", "What is this?", "--explain", str(path)) == 0
