@@ -29,8 +29,8 @@ class LayerNorm(nn.LayerNorm):
 def attention_rows(q: Tensor, keys: Tensor) -> Tensor:
     """Rows of the attention matrix: q [N, H, Q, D/H], scaled, keys [N, H, D/H, S] -> [N, H, Q, S] float32.
 
-    The cast is written out because softmax(dtype=...) exports as a softmax before its cast; TensorRT fuses across it and
-    then keeps product and softmax in float32 (docs/onnx.md).
+    The cast is written out because softmax(dtype=...) exports as a softmax before its cast; TensorRT fuses across it
+    and then keeps product and softmax in float32 (docs/onnx.md).
     """
     return torch.softmax((q @ keys).to(torch.float32), dim=-1)
 
@@ -39,10 +39,13 @@ class ReceivedAttention(nn.Module):
     """The attention that each patch received, mean over heads and queries. A module for the name of its nodes."""
 
     def forward(self, q: Tensor, k: Tensor, scale: float) -> Tensor:
-        """q, k [N, H, S, D/H] -> [N, S] float32, in blocks of queries: [N, H, S, S] would be the largest tensor of all."""
+        """q, k [N, H, S, D/H] -> [N, S] float32.
+
+        In blocks of queries: the matrix [N, H, S, S] of all would be the largest tensor of the tower.
+        """
         _, heads, s, _ = q.shape
         keys = k.transpose(-1, -2).contiguous()  # [N, H, D/H, S], laid out once for all blocks
-        # Scaled block by block: a scaled q that two read would end the fusing of the attention beside.
+        # Scaled block by block: the attention beside stays the only reader of its own scaled q.
         blocks = q.contiguous().chunk(QUERY_BLOCKS, dim=2)
         total = reduce(torch.add, (attention_rows(block * scale, keys).sum(dim=(1, 2)) for block in blocks))
         return total / (heads * s)
@@ -62,8 +65,8 @@ class Attention(nn.Module):
         """x [N, S, D] -> ([N, S, D], attention that each patch received [N, S] float32, or None).
 
         form: "fused" calls scaled_dot_product_attention; "primitives" writes it out with q scaled first and nothing
-        between q.k^T and the softmax, the pattern that compilers fuse. The received attention is computed beside either,
-        since no fused attention gives it and reading the matrix would end the fusing.
+        between q.k^T and the softmax, the pattern that compilers fuse. The received attention is computed beside
+        either: no fused attention gives it, and one whose matrix is read by others is not fused.
         """
         n, s, d = x.shape
         q, k, v = (
