@@ -96,6 +96,7 @@ class EncoderLayer(nn.Module):
     def forward(self, x: Tensor, form: str = "fused", received: bool = False) -> tuple[Tensor, Tensor | None]:
         mixed, mean = self.attention(self.norm1(x), form, received)
         x = x + mixed
+        del mixed  # or it would stay beside the MLP's, where a layer keeps most
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x)), approximate="tanh")), mean
 
 
