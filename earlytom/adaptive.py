@@ -3,8 +3,8 @@
 Its steps are those of the static tower. What differs is that each merge layer leaves as many frames as the released
 rules leave, and that the patches kept of a frame follow from that, as in the released code: where a plan's budget is
 what the rules leave, the plan is the released merging (docs/method.md, section 4). Its answers are the oracle's
-(reference.py), without its loops over frames and patches, and with fused attention everywhere but in the layer whose
-received attention is needed. Nothing of it can be exported. T frames, S patches, B frames left, P pooled patches.
+(reference.py), without its loops over frames and patches. Nothing of it can be exported. T frames, S patches, B frames
+left, P pooled patches.
 """
 
 from __future__ import annotations

@@ -83,8 +83,8 @@ class StaticTower(nn.Module):
     """`vision` with EarlyTom as `config` says, for `batch` videos a call. The weights are shared, not copied.
 
     attention: "fused" (scaled_dot_product_attention) or "primitives" (written out, for graphs without an attention
-    operator). Only the last merge layer forms an attention matrix. Raises ConfigError when the configuration does not
-    fit the tower's geometry or disagrees with how the checkpoint pools and separates frames.
+    operator). Raises ConfigError when the configuration does not fit the tower's geometry or disagrees with how the
+    checkpoint pools and separates frames.
     """
 
     def __init__(self, vision: Vision, config: EarlyTomConfig, *, batch: int = 1, attention: str = "fused") -> None:

@@ -6,12 +6,16 @@ H heads, P pooled patches, L LLM width.
 
 from __future__ import annotations
 
+from functools import reduce
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError, InputError
 from .geometry import VisionGeometry, pooled_grid
+
+QUERY_BLOCKS = 9  # of ReceivedAttention: 81 queries each of so400m's 729
 
 
 class LayerNorm(nn.LayerNorm):
@@ -22,6 +26,31 @@ class LayerNorm(nn.LayerNorm):
         return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
 
 
+def attention_rows(q: Tensor, keys: Tensor) -> Tensor:
+    """Rows of the attention matrix: q [N, H, Q, D/H], scaled, keys [N, H, D/H, S] -> [N, H, Q, S] float32.
+
+    The cast is written out because softmax(dtype=...) exports as a softmax before its cast; TensorRT fuses across it
+    and then keeps product and softmax in float32 (docs/onnx.md).
+    """
+    return torch.softmax((q @ keys).to(torch.float32), dim=-1)
+
+
+class ReceivedAttention(nn.Module):
+    """The attention that each patch received, mean over heads and queries. A module for the name of its nodes."""
+
+    def forward(self, q: Tensor, k: Tensor, scale: float) -> Tensor:
+        """q, k [N, H, S, D/H] -> [N, S] float32.
+
+        In blocks of queries: the matrix [N, H, S, S] of all would be the largest tensor of the tower.
+        """
+        _, heads, s, _ = q.shape
+        keys = k.transpose(-1, -2).contiguous()  # [N, H, D/H, S], laid out once for all blocks
+        # Scaled block by block: the attention beside stays the only reader of its own scaled q.
+        blocks = q.contiguous().chunk(QUERY_BLOCKS, dim=2)
+        total = reduce(torch.add, (attention_rows(block * scale, keys).sum(dim=(1, 2)) for block in blocks))
+        return total / (heads * s)
+
+
 class Attention(nn.Module):
     """Bidirectional multi-head attention, scale head_dim ** -0.5."""
 
@@ -30,29 +59,25 @@ class Attention(nn.Module):
         self.heads = heads
         self.scale = (width // heads) ** -0.5
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
+        self.received = ReceivedAttention()
 
     def forward(self, x: Tensor, form: str = "fused", received: bool = False) -> tuple[Tensor, Tensor | None]:
         """x [N, S, D] -> ([N, S, D], attention that each patch received [N, S] float32, or None).
 
-        The received attention is the mean over heads and queries; only when it is asked for is the attention matrix
-        formed. form: "fused" calls scaled_dot_product_attention; "primitives" writes it out with q scaled first and
-        nothing between q.k^T and the softmax, the pattern that compilers fuse.
+        form: "fused" calls scaled_dot_product_attention; "primitives" writes it out with q scaled first and nothing
+        between q.k^T and the softmax, the pattern that compilers fuse. The received attention is computed beside
+        either: no fused attention gives it, and one whose matrix is read by others is not fused.
         """
         n, s, d = x.shape
         q, k, v = (
             proj(x).view(n, s, self.heads, d // self.heads).transpose(1, 2)  # [N, H, S, D/H]
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
-        mean = None
-        if form == "fused" and not received:
+        mean = self.received(q, k, self.scale) if received else None
+        if form == "fused":
             mixed = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
         else:
-            product = (q * self.scale) @ k.transpose(-1, -2)  # [N, H, S, S]
-            # The cast is written out because softmax(dtype=...) exports as a softmax before its cast; TensorRT fuses
-            # across it and then keeps product and softmax in float32 (docs/onnx.md).
-            attention = torch.softmax(product.to(torch.float32), dim=-1)
-            mean = attention.mean(dim=(1, 2)) if received else None
-            mixed = attention.to(v.dtype) @ v
+            mixed = attention_rows(q * self.scale, k.transpose(-1, -2)).to(v.dtype) @ v
         return self.out_proj(mixed.transpose(1, 2).reshape(n, s, d)), mean
 
 
@@ -71,6 +96,7 @@ class EncoderLayer(nn.Module):
     def forward(self, x: Tensor, form: str = "fused", received: bool = False) -> tuple[Tensor, Tensor | None]:
         mixed, mean = self.attention(self.norm1(x), form, received)
         x = x + mixed
+        del mixed  # or it would stay beside the MLP's, where a layer keeps most
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x)), approximate="tanh")), mean
 
 

@@ -57,10 +57,8 @@ class EngineSummary:
 
 
 def expected_attention(manifest: Manifest) -> tuple[str, ...]:
-    """The attentions that one kernel each should do: all but that of the last merge layer, whose matrix is needed."""
-    merge = manifest.config.merge_layers
-    layers = (i for i in range(manifest.geometry.layers) if not merge or i != merge[-1])
-    return tuple(f"vision.layers.{i}.attention" for i in layers)
+    """The attentions that one kernel each should do: those of all layers."""
+    return tuple(f"vision.layers.{i}.attention" for i in range(manifest.geometry.layers))
 
 
 def summarise(text: str, attention: tuple[str, ...], dtype: str) -> EngineSummary:

@@ -31,9 +31,9 @@ class GraphError(ExportError):
 class GraphSummary:
     """A graph that keeps the rules, in numbers.
 
-    operators: how many nodes of each; attention: node -> "operator" (Attention), "primitives" (product, softmax,
-    product) or "matrix" (the same, its matrix read elsewhere too); float32_products: matrix products that compute in
-    float32 in a half-precision graph; largest_constants: (name, bytes) of what is not a weight, largest first.
+    operators: how many nodes of each; attention: node -> "operator" (Attention) or "primitives" (product, softmax,
+    product); float32_products: matrix products that compute in float32 in a half-precision graph; largest_constants:
+    (name, bytes) of what is not a weight, largest first.
     """
 
     nodes: int
@@ -97,5 +97,4 @@ def _attention_forms(graph: Graph) -> Iterator[tuple[str, str]]:
         if node.op_type == "Attention":
             yield graph.names[id(node)], "operator"
         elif node.op_type == "Softmax" and graph.softmax_product(node) is not None:
-            plain = len(graph.users[node.output[0]]) == 1
-            yield graph.names[id(node)], "primitives" if plain else "matrix"
+            yield graph.names[id(node)], "primitives"

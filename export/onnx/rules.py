@@ -127,11 +127,15 @@ def _arguments(graph: Graph) -> Iterator[Violation]:
 
 
 def _attention(graph: Graph) -> Iterator[Violation]:
-    """Attention as compilers recognise it: q scaled, q.kT, softmax behind at most a cast to float32, product with v."""
+    """Attention as compilers recognise it: q scaled, q.kT, softmax behind at most a cast to float32, product with v.
+
+    Nothing else reads product or softmax: a matrix that is needed elsewhere has to be written out, and is not fused.
+    """
     for node in graph.nodes:
         if node.op_type == "Attention":
             yield from _attention_operator(graph, node)
-        if node.op_type != "Softmax" or graph.softmax_product(node) is None:
+        mixed = graph.softmax_product(node) if node.op_type == "Softmax" else None
+        if mixed is None:
             continue
         product = graph.before(node.input[0], skip_cast=True)
         if product is None or product.op_type != "MatMul":
@@ -143,8 +147,11 @@ def _attention(graph: Graph) -> Iterator[Violation]:
             yield _broken(graph, product, "attention", "q is not multiplied by the scale before the product q.kT")
         if attribute(node, "axis", -1) not in (-1, len(graph.shapes.get(node.input[0]) or ()) - 1):
             yield _broken(graph, node, "attention", "the softmax is not over the last axis")
-        for part in (product, graph.softmax_product(node)):
-            if part is not None and graph.type(part.output[0]) != graph.dtype:
+        matrix = {product.output[0], node.input[0], node.output[0], mixed.input[0]}
+        if any(len(graph.users[name]) > 1 for name in matrix):
+            yield _broken(graph, node, "attention", "its matrix is read by another node too")
+        for part in (product, mixed):
+            if graph.type(part.output[0]) != graph.dtype:
                 found = graph.type(part.output[0])
                 yield _broken(graph, part, "attention", f"the product is {found}, the graph's type is {graph.dtype}")
 

@@ -4,13 +4,15 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from earlytom import reference
 from earlytom.checkpoint import load
 from earlytom.config import EarlyTomConfig
 from earlytom.errors import ConfigError, InputError
 from earlytom.tower import StaticTower
-from earlytom.vision.siglip import Attention
+from earlytom.vision.siglip import Attention, ReceivedAttention
 from tests.cases import TINY, cases, small_clip, small_config, small_vision
 
 E2E = cases("e2e/e2e")
@@ -162,7 +164,7 @@ def test_one_exported_program_serves_every_clip(changes, newline):
     assert not torch.equal(outputs[0].weights, outputs[1].weights), "the clips must differ for this to say anything"
 
 
-def test_only_the_last_merge_layer_forms_an_attention_matrix(monkeypatch):
+def test_every_layer_has_fused_attention_and_the_last_merge_layer_gives_what_was_received(monkeypatch):
     asked = []
     plain = Attention.forward
 
@@ -176,7 +178,23 @@ def test_only_the_last_merge_layer_forms_an_attention_matrix(monkeypatch):
     watched = lambda *a, **k: calls.append(1) or fused(*a, **k)  # noqa: E731
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
     StaticTower(small_vision(), small_config(merge_layers=(0, 1, 2)))(small_clip(12))
-    assert asked == [False, False, True, False] and len(calls) == 3
+    assert asked == [False, False, True, False] and len(calls) == 4
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    frames=st.integers(1, 3), patches=st.integers(1, 40), heads=st.integers(1, 3), spread=st.floats(0.1, 8),
+    seed=st.integers(0, 2**16),
+)
+def test_received_attention_is_the_mean_of_the_attention_matrix(frames, patches, heads, spread, seed):
+    """Over heads and queries, whatever the blocks of queries; each frame's sums to 1."""
+    q, k = torch.randn(2, frames, heads, patches, 4, generator=torch.Generator().manual_seed(seed)) * spread
+    received = ReceivedAttention()(q, k, 0.5)
+    expected = torch.softmax(0.5 * q.double() @ k.double().transpose(-1, -2), dim=-1).mean(dim=(1, 2))
+    torch.testing.assert_close(received.double(), expected, atol=1e-6, rtol=1e-5)
+    assert received.dtype == torch.float32
+    for form in (torch.float16, torch.bfloat16):
+        assert ReceivedAttention()(q.to(form), k.to(form), 0.5).dtype == torch.float32
 
 
 def test_outputs_have_the_shapes_that_were_promised():

@@ -27,7 +27,7 @@ from tests.cases import SMALL, small_config
 from tests.fake_tensorrt_builder import fake_tensorrt
 
 DATA = Path(__file__).parents[2] / "data"
-LAYERS = ("vision.layers.0.attention", "vision.layers.1.attention")  # the third forms its matrix
+LAYERS = ("vision.layers.0.attention", "vision.layers.1.attention")
 
 
 def sample(name: str) -> str:
@@ -63,12 +63,19 @@ def test_what_is_not_fused_and_what_is_float32_is_named() -> None:
     assert second.startswith("3 products do not compute in float16: vision.layers.1.attention/MatMul (tf32), ")
 
 
-def test_the_layer_whose_matrix_is_needed_is_not_missed() -> None:
+def test_every_layer_is_to_be_fused() -> None:
     summary = summarise(sample("fused"), (*LAYERS, "vision.layers.2.attention"), "float16")
     assert summary.unfused == ("vision.layers.2.attention",)
-    assert expected_attention(small_manifest(small_config())) == tuple(f"vision.layers.{i}.attention" for i in range(3))
+    every = tuple(f"vision.layers.{i}.attention" for i in range(SMALL.layers))
     unpruned = small_config(merge_layers=(), frame_budgets=(), retain=1.0)
-    assert len(expected_attention(small_manifest(unpruned))) == SMALL.layers
+    assert expected_attention(small_manifest(small_config())) == expected_attention(small_manifest(unpruned)) == every
+
+
+def test_what_a_layer_received_is_no_attention_of_it() -> None:
+    """Its products and softmaxes lie beside the attention, under a name of their own: a kernel of them is another."""
+    text = sample("fused").replace("layers.1.attention/", "layers.1.attention.received/")
+    summary = summarise(text, LAYERS, "float16")
+    assert (summary.fused, summary.unfused) == (LAYERS[:1], LAYERS[1:])
 
 
 def test_another_type_than_the_graphs() -> None:
@@ -122,7 +129,9 @@ def test_the_inspector_is_asked_as_its_bindings_want(
     trt.state.inspected = sample("fused")
     manifest = small_manifest(small_config(merge_layers=(2,), frame_budgets=(6,)))
     summary = inspect_engine(trt, trt.Runtime(None).deserialize_cuda_engine(b"an engine"), manifest)
-    assert isinstance(summary, EngineSummary) and summary.unfused == ("vision.layers.3.attention",)
+    assert isinstance(summary, EngineSummary) and summary.unfused == tuple(
+        f"vision.layers.{i}.attention" for i in (2, 3)
+    )
 
     trt.state.inspected = ""
     (warning,) = inspect_engine(trt, trt.Runtime(None).deserialize_cuda_engine(b"an engine"), manifest).warnings

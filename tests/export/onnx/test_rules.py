@@ -54,9 +54,9 @@ def violations(broken: ModelProto | Path, dtype: str = "fp32", opset: int = 20) 
 
 def attention(
     half: int | None = None, *, scale: bool = True, between: str | None = None, cast: bool = True, axis: int = -1,
-    wide: bool = False,
+    wide: bool = False, read: str | None = None,
 ) -> ModelProto:
-    """softmax(x * s . x') . x as the exporter writes it, with what is to be broken."""
+    """softmax(x * s . x') . x as the exporter writes it, with what is to be broken; read: a value read once more."""
     kind = half or F
     number = np.float16 if kind == H else np.float32
     nodes = [node("Mul", "x s", "q") if scale else node("Neg", "x", "q"), node("Transpose", "x", "k", perm=[0, 2, 1])]
@@ -77,7 +77,13 @@ def attention(
         nodes.append(node("Cast", last, "softmax16", to=kind))
         last = "softmax16"
     nodes.append(node("MatMul", f"{last} x", "y"))
-    return model(nodes, (constant("s", 0.5, number),) if scale else (), kind=kind)
+    constants = (constant("s", 0.5, number),) if scale else ()
+    if read:  # its mean over queries, as numbers of the graph's type
+        nodes[-1].output[0] = "mixed"
+        nodes += [node("ReduceMean", f"{read} axes", "mean"), node("Cast", "mean", "mean16", to=kind),
+                  node("MatMul", "mean16 mixed", "y")]
+        constants += (constant("axes", [1], np.int64),)
+    return model(nodes, constants, kind=kind)
 
 
 def test_good_graphs_pass_and_are_summarised() -> None:
@@ -87,11 +93,6 @@ def test_good_graphs_pass_and_are_summarised() -> None:
     assert (summary.nodes, summary.initializer_bytes, summary.largest_constants) == (5, 4, (("s", 4),))
     summary = check_graph(attention(H), dtype="fp16", opset=20)
     assert summary.attention == {"softmax": "primitives"} and not summary.float32_products
-    read = attention()  # the matrix is read elsewhere too
-    read.graph.node.append(node("ReduceMean", "softmax axes", "mean"))
-    read.graph.initializer.append(constant("axes", [1], np.int64))
-    read.graph.output.append(make_tensor_value_info("mean", F, [2, 1, 3]))
-    assert check_graph(read, dtype="fp32", opset=20).attention == {"softmax": "matrix"}
     operator = model([node("Unsqueeze", "x a", "u"), node("Attention", "u u u", "y", scale=0.5)],
                      (constant("a", [1], np.int64),), opset=23)
     assert check_graph(operator, dtype="fp32", opset=23).attention == {"y": "operator"}
@@ -138,6 +139,9 @@ GRAPHS: dict[str, tuple[Callable[[], ModelProto], str, str, str]] = {
     "q not scaled": (lambda: attention(scale=False), "fp32", "product", "attention"),
     "softmax over heads": (lambda: attention(axis=1), "fp32", "softmax", "attention"),
     "product in float32": (lambda: attention(H, wide=True), "fp16", "product", "attention"),
+    "softmax read": (lambda: attention(read="softmax"), "fp32", "softmax", "attention"),
+    "softmax read, fp16": (lambda: attention(H, read="softmax"), "fp16", "softmax", "attention"),
+    "product read, fp16": (lambda: attention(H, read="product32"), "fp16", "softmax", "attention"),
     "softmax in fp16": (lambda: attention(H, cast=False), "fp16", "softmax", "float32"),
     "softmax in bf16": (lambda: model([node("Softmax", "x", "y")], kind=B), "bf16", "y", "float32"),
     "norm in fp16": (lambda: model([node("LayerNormalization", "x s", "y")],

@@ -214,7 +214,7 @@ def test_the_report_says_what_people_ask(report):
     shapes = bundle.manifest.shapes
     for part in (
         f"**{shapes.tokens} tokens**", "after layer 3", "TFLOP", "## Parity", "oracle → static", "near-tie", "SQNR",
-        "polygraphy run vision.onnx", "earlytom-verify", "attention: 1 as matrix, 3 as primitives",
+        "polygraphy run vision.onnx", "earlytom-verify", "attention: 4 as primitives",
     ):
         assert part in text, part
     assert text == render_report(Manifest.from_json(verified.to_json())).replace(
