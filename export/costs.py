@@ -84,7 +84,7 @@ def cost_section(manifest: Manifest) -> str:
         rows.append((name, before.prefill_flops / 1e12, after.prefill_flops / 1e12, ".4g"))
     rows.append(("visual tokens", before.tokens, after.tokens, "d"))
     widest = (before.activation_bytes / 1e6, after.activation_bytes / 1e6)
-    rows.append(("widest activations, MB (estimate, with the one attention matrix that is needed)", *widest, ".0f"))
+    rows.append(("widest activations, MB (estimate)", *widest, ".0f"))
     lines = [(name, format(a, spec), format(b, spec), f"{b / a:.0%}") for name, a, b, spec in rows]
     stages = [
         ("–".join(str(i) for i in sorted(set(s.layers))), str(s.frames), f"{s.flops / 1e12:.4g}")

@@ -9,7 +9,7 @@ from ..config import EarlyTomConfig
 from ..dtypes import DTYPES
 from ..language.geometry import PUBLISHED
 from ..shapes import StaticShapes, derive_shapes
-from ..vision.geometry import VisionGeometry
+from ..vision.geometry import QUERY_BLOCKS, VisionGeometry
 from .published import prefill_flops
 from .tower import TowerFlops, tower_flops, unpruned_config
 
@@ -18,7 +18,7 @@ from .tower import TowerFlops, tower_flops, unpruned_config
 class CallCost:
     """One call: FLOPs of the tower, the tensors that its widest layer keeps at once, what reaches the LLM.
 
-    activation_bytes is an estimate: attention fused except where its matrix is needed. prefill_flops: of the visual
+    activation_bytes is an estimate, with attention fused. prefill_flops: of the visual
     tokens by the paper's formula, None where the LLM's width is not that of a published one; `model_work` has the LLM
     exactly.
     """
@@ -91,6 +91,7 @@ def _activation_bytes(config: EarlyTomConfig, geometry: VisionGeometry, shapes: 
     widest = shapes.batch * config.frames * s * per_patch * size
     if not config.merge_layers:
         return widest
-    frames = shapes.batch * shapes.stage_frames[-2]  # at the last merge layer: product, softmax in float32, its cast
-    matrix = frames * (s * 5 * d * size + geometry.heads * s * s * (4 + 2 * size))
-    return max(widest, matrix)
+    # At the last merge layer, of one block of queries: product, its cast to float32 where it is not, softmax.
+    rows = geometry.heads * -(-s // QUERY_BLOCKS) * s * (8 + (size if size < 4 else 0))
+    received = shapes.batch * shapes.stage_frames[-2] * (s * 5 * d * size + rows)
+    return max(widest, received)

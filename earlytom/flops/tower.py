@@ -28,7 +28,8 @@ class StageFlops:
 
 @dataclass(frozen=True)
 class TowerFlops:
-    """FLOPs of one call of a tower, by part; merging: similarities, plans, their products, contextual tokens' means."""
+    """FLOPs of one call of a tower, by part; merging: similarities, attention received, plans, their
+    products, contextual tokens' means."""
 
     stages: tuple[StageFlops, ...]
     embedding: int
@@ -63,6 +64,7 @@ def tower_flops(config: EarlyTomConfig, geometry: VisionGeometry, batch: int = 1
         merging += 2 * left * entering * config.frames if k else 0  # the product of the W's
     b = shapes.final_frames
     if config.merge_layers:
+        merging += 2 * shapes.stage_frames[-2] * s**2 * d  # q k^T once more, for the attention received
         merging += 2 * b * shapes.stage_frames[-2] * s + 2 * b**2 * s * d + _reached(b + 1, b)
         merging += 2 * b * shapes.contextual * (shapes.pooled_patches - shapes.dominant) * out
     # Pooling commutes with the second Linear, which then runs on the kept patches alone (tower.py).

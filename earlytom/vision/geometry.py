@@ -8,6 +8,8 @@ from typing import Any
 
 from ..errors import ConfigError
 
+QUERY_BLOCKS = 9  # in which the attention received is computed: 81 queries each of so400m's 729
+
 
 @dataclass(frozen=True)
 class VisionGeometry:

@@ -13,9 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError, InputError
-from .geometry import VisionGeometry, pooled_grid
-
-QUERY_BLOCKS = 9  # of ReceivedAttention: 81 queries each of so400m's 729
+from .geometry import QUERY_BLOCKS, VisionGeometry, pooled_grid
 
 
 class LayerNorm(nn.LayerNorm):
