@@ -20,7 +20,7 @@ def markdown(report: Report) -> str:
     text = (
         f"{len(suite.questions)} questions ({suite.form}) about {len(suite.asked)} clips of {suite.frames} frames, "
         f"split {suite.split}, seed {suite.seed}: % right [95 % interval, Wilson]\n\n"
-        + _table(["row", "tokens", "tower s", *heads], rows)
+        + table(["row", "tokens", "tower s", *heads], rows)
     )
     differences = [
         [f"{one.name} − {other.name}", *(_difference(report.difference(one, other, kind)) for kind in kinds)]
@@ -30,11 +30,12 @@ def markdown(report: Report) -> str:
         return text
     return text + (
         "\nDifferences on the same questions, points [95 % interval, paired, by clip]; * where it leaves out 0\n\n"
-        + _table(["difference", *heads], differences)
+        + table(["difference", *heads], differences)
     )
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, its columns aligned: the first to the left, numbers to the right."""
     widths = [max(map(len, column)) for column in zip(heads, *rows)]
     rule = [("-" if i == 0 else "-:").rjust(width, "-") for i, width in enumerate(widths)]
     lines = [heads, rule, *rows]
