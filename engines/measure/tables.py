@@ -83,6 +83,9 @@ def _how(results: Results) -> str:
         "are medians over rounds.",
         CPU if results.device == "cpu" else CARD,
     ]
+    if settings.full_size:
+        sentences.append("Weights are random: only of released and adaptive does the work, the frames left, follow "
+                         "from them.")
     if not settings.vision_only:
         sentences += [
             f"Every answer is {settings.new_tokens} tokens long.",
@@ -92,7 +95,7 @@ def _how(results: Results) -> str:
 
 
 def _ratios(results: Results, base: Row) -> str:
-    heads = ["", "TTFT", VISION, "prefill", "tokens/s", "vision FLOPs", "prefill FLOPs", "visual tokens"]
+    heads = ["", "TTFT", VISION, "prefill", "tokens/s", "vision FLOPs", "prefill FLOPs", "visual tokens", "frames left"]
     rows = []
     for row in results.rows:
         rate, whole = row.tokens_per_second, base.tokens_per_second
@@ -101,7 +104,7 @@ def _ratios(results: Results, base: Row) -> str:
             times_as_fast(base, row, "prefill"),
             f"{rate.median / whole.median:.2f}x" if rate and whole else "—",
             _share(row.vision_flops, base.vision_flops), _share(row.prefill_flops, base.prefill_flops),
-            str(row.visual_tokens),
+            str(row.visual_tokens), ",".join(map(str, row.frames)) or "—",
         ])
     return table(heads, rows)
 

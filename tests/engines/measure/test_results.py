@@ -93,12 +93,17 @@ def test_ratios_come_first() -> None:
     assert ratios < times
     (line,) = (line for line in text[ratios:times].splitlines() if line.startswith("| static "))
     assert [cell.strip() for cell in line.split("|")[2:-1]] == [
-        "4.00x", "2.54x", "11.00x", "1.50x", "25.0 %", "5.0 %", "1254"
+        "4.00x", "2.54x", "11.00x", "1.50x", "25.0 %", "5.0 %", "1254", "20,8"
     ]
     assert "50.0 [50.0–80.0]" in text[times:] and "1024 MiB" in text and "merge 1" in text
     assert "* compiled: not run: there is no compiler" in text and "a CPU, 2 threads" in text and "(abc)" in text
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in lines}) == 3, "three tables"
+
+
+def test_random_weights_are_told() -> None:
+    assert "Weights are random" not in markdown(some_results())
+    assert "Weights are random" in markdown(some_results(settings=Settings(full_size="7b")))
 
 
 def test_vision_alone_has_no_first_token() -> None:
