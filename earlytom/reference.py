@@ -241,6 +241,11 @@ def encode_video(
         vision, frames, retain_ratio=retain_ratio, tau=tau, max_window=max_window, ema=ema, merge_layers=merge_layers,
         contextual=contextual,
     )
+    return with_newlines(vision, trace)
+
+
+def with_newlines(vision: Vision, trace: OracleTrace) -> Tensor:
+    """The visual tokens of a trace as the LLM takes them [N, L]: with newlines where the checkpoint has them."""
     newline = vision.image_newline[None]
     if vision.newline == "grid":
         return _grid_order(trace.tokens, trace.frame, trace.position, newline, math.isqrt(trace.received.shape[1]))

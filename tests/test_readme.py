@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from engines.bench import parser as bench_parser
 from engines.clip import parser as clip_parser
 from engines.eval import parser as eval_parser
 from engines.infer import parser as infer_parser
@@ -22,6 +23,7 @@ PARSERS = {
     "earlytom-export": export_parser, "earlytom-build": build_parser, "earlytom-verify": verify_parser,
     "earlytom-infer": infer_parser, "earlytom-clip": clip_parser, "earlytom-eval": eval_parser,
     "earlytom-calibrate": calibrate_parser,
+    "earlytom-bench": bench_parser,
 }
 
 

@@ -125,14 +125,14 @@ def _layers(geometry: LanguageGeometry, count: int, queries: int, pairs: int) ->
 
 
 def _merging(geometry: LanguageGeometry, prompt: Prompt) -> int:
-    """Of one sample: scores as in `last_query_attention`, similarities as in `attention_plan`; or DPC-KNN's means."""
+    """Of one sample: scores as in `last_query_attention`, from the keys just cached, similarities as in `attention_plan`; or DPC-KNN's means."""
     if prompt.inner is None or not prompt.removed:
         return 0
-    d, q, kv = geometry.hidden_size, geometry.query_size, geometry.kv_size
+    d, q = geometry.hidden_size, geometry.query_size
     kept = prompt.visual - prompt.removed
     if prompt.inner.method == "dpc-knn":
         return 2 * kept * prompt.visual * d
-    return 2 * prompt.tokens * (d * kv + q) + 2 * d * q + 2 * prompt.removed * kept * d
+    return 2 * prompt.tokens * q + 2 * d * q + 2 * prompt.removed * kept * d
 
 
 def _summed(layers: list[tuple[int, int, int]], merging: int, head: int, batch: int) -> PassFlops:

@@ -6,33 +6,16 @@ clock); medians are taken over rounds, and ratios round by round.
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 
+from .spread import Timing, ratio
 
-@dataclass(frozen=True)
-class Timing:
-    """Milliseconds of one call over `runs` rounds."""
-
-    median: float
-    minimum: float
-    maximum: float
-    runs: int
-
-    @classmethod
-    def of(cls, milliseconds: list[float]) -> Timing:
-        return cls(statistics.median(milliseconds), min(milliseconds), max(milliseconds), len(milliseconds))
-
-    def to_dict(self) -> dict[str, Any]:
-        return {f"{k}_ms" if k != "runs" else k: round(v, 4) for k, v in asdict(self).items()}
-
-    def __str__(self) -> str:
-        return f"{self.median:.2f} ms ({self.minimum:.2f}-{self.maximum:.2f}, {self.runs} runs)"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,8 +29,7 @@ class Comparison:
 
     def ratio(self, slower: str, faster: str) -> float:
         """Median over rounds of how many times as long `slower` takes."""
-        pairs = zip(self.rounds[slower], self.rounds[faster])
-        return statistics.median(a / b for a, b in pairs)
+        return ratio(self.rounds[slower], self.rounds[faster])
 
     def to_dict(self) -> dict[str, Any]:
         return {name: self.timing(name).to_dict() for name in self.rounds}
@@ -62,18 +44,31 @@ def compare_times(
     A call that works on a card must do so on its current stream.
     """
     device = torch.device(device)
+    rounds = interleaved(
+        list(calls), lambda name, _: _time(calls[name], device), runs=runs, warm_up=warm_up, seconds=seconds
+    )
+    return Comparison(rounds)
+
+
+def interleaved(
+    names: Sequence[str], call: Callable[[str, int], T], *, runs: int, warm_up: int, seconds: float | None = None
+) -> dict[str, list[T]]:
+    """What `call(name, round)` gives in each round, name by name in an order that alternates; warm-up left out.
+
+    When `seconds` are over, the round that is under way is the last, and counts.
+    """
     end = None if seconds is None else time.perf_counter() + seconds
-    rounds: dict[str, list[float]] = {name: [] for name in calls}
+    rounds: dict[str, list[T]] = {name: [] for name in names}
     for index in range(warm_up + runs):
-        order = list(calls)[:: 1 if index % 2 else -1]
-        found = {name: _time(calls[name], device) for name in order}
+        order = list(names)[:: 1 if index % 2 else -1]
+        found = {name: call(name, index) for name in order}
         over = end is not None and time.perf_counter() > end
         if index >= warm_up or over:
-            for name, milliseconds in found.items():
-                rounds[name].append(milliseconds)
+            for name, made in found.items():
+                rounds[name].append(made)
         if over:
             break
-    return Comparison(rounds)
+    return rounds
 
 
 def _time(call: Callable[[], object], device: torch.device) -> float:

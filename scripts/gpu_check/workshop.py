@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from earlytom.checkpoint.random_weights import random_weight
+from earlytom.checkpoint.random_model import random_vision
 from earlytom.config import EarlyTomConfig
 from earlytom.dtypes import torch_dtype
 from earlytom.flops import unpruned_config
@@ -55,16 +55,6 @@ class Variant:
     @property
     def name(self) -> str:
         return f"{self.dtype}-{self.width}{'' if self.pruned else '-unpruned'}-opset{self.opset}"
-
-
-def random_vision(geometry: VisionGeometry, device: torch.device | str, seed: int = 0) -> Vision:
-    """A float32 tower with the demo checkpoint's kind of random weights."""
-    with torch.device("meta"):
-        vision = Vision(geometry)
-    vision = vision.to_empty(device=device).eval().requires_grad_(False)
-    for name, parameter in vision.named_parameters():
-        parameter.copy_(random_weight(("vision", name), parameter.shape, seed, parameter.device))
-    return vision
 
 
 class Workshop:

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from earlytom.errors import ConfigError, EngineError
-from engines.measure import bench, machine
+from engines.measure import machine
 from engines.measure.timing import Timing, compare_times, matrix_rate
 from engines.pytorch import TorchRunner
 from scripts import bench as bench_script
@@ -30,7 +30,6 @@ from scripts.gpu_check.report import render, summarise
 from scripts.gpu_check.run import CheckOptions, _one, run_check
 from scripts.gpu_check.workshop import Variant, Workshop, random_vision
 from tests.bundles import small_bundle
-from tests.cases import small_vision
 from tests.engines.bundle.test_bundle import make_engine
 
 ROOT = Path(__file__).parents[2]
@@ -319,23 +318,26 @@ def test_a_machine_without_a_card_is_described(monkeypatch: pytest.MonkeyPatch) 
     assert machine.clocks() == {}
 
 
-def test_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = small_bundle()
     output = tmp_path / "bench.json"
     arguments = ["--bundle", str(bundle.path), "--runs", "2", "--output", str(output)]
     assert bench_script.main(arguments) == 0
     text, found = capsys.readouterr().out, json.loads(output.read_text())
-    assert found["speedup"]["onnxruntime"] == 1 and found["times"]["onnxruntime"]["runs"] == 2
-    assert set(found["not_run"]) == {"tensorrt", "tensorrt-rtx"} and "not run: " in text
-    assert bench_script.main([*arguments, "--json", "--engines", "onnxruntime"]) == 0
-    assert json.loads(capsys.readouterr().out)["not_run"] == {}
-    assert set(bench.bench_bundle(bundle, ("onnxruntime", "torch"), runs=1, vision=small_vision())["times"]) == {
-        "onnxruntime", "torch",
-    }
+    (row,) = found["rows"]
+    assert row["name"] == "onnxruntime" and row["speedup"] == 1 and row["ttft"]["runs"] == 2
+    assert {entry["name"] for entry in found["not_run"]} == {"tensorrt", "tensorrt-rtx"} and ": not run: " in text
+    assert bench_script.main([*arguments[:4], "--json", "--engines", "onnxruntime"]) == 0
+    assert json.loads(capsys.readouterr().out)["not_run"] == []
     assert bench_script.main([*arguments[:2], "--engines", "tensorrt"]) == 1
-    assert "no engine of" in capsys.readouterr().err
-    with pytest.raises(EngineError, match="at least 1"):
-        bench.bench_bundle(bundle, runs=0)
+    assert "bench: error: nothing could be measured: tensorrt: " in capsys.readouterr().err
+    passed: list[list[str]] = []
+    monkeypatch.setattr(bench_script, "bench", lambda options: passed.append(options) or 0)
+    arguments += ["--checkpoint", "demo", "--device", "cpu"]
+    assert bench_script.main([*arguments, "--engines", "onnxruntime,torch"]) == 0
+    (options,) = passed
+    assert options[options.index("--contestants") + 1] == "onnxruntime,static"
+    assert options[options.index("--checkpoint") + 1] == "demo" and options[options.index("--device") + 1] == "cpu"
     assert SCHEMA == 1
 
 

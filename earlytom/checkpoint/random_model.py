@@ -1,0 +1,117 @@
+"""Whole models in published shapes with random weights: how fast a model is does not depend on what it knows.
+
+Nothing is read or fetched. A weight depends on the seed and its name (see random_weights.py), so every process that
+makes a model of one size makes the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import ConfigError
+from ..flops import QWEN2_SIZES
+from ..vision.geometry import VisionGeometry
+from ..vision.siglip import Vision
+from . import demo_tokenizer
+from .identity import CheckpointIdentity
+from .loader import Model, best_attention
+from .modules import finish
+from .random_weights import random_weight
+
+
+@dataclass(frozen=True)
+class Size:
+    """Shapes of one LLaVA-OneVision: its tower and projector, and Qwen2 of `layers` with an MLP of `intermediate`."""
+
+    vision: VisionGeometry
+    layers: int
+    intermediate: int
+    heads: int
+    key_value_heads: int
+    vocabulary: int
+    tied: bool
+
+
+def _published(width: int, heads: int, key_value_heads: int, vocabulary: int, tied: bool) -> Size:
+    return Size(replace(VisionGeometry(), projector_size=width), *QWEN2_SIZES[width], heads, key_value_heads,
+                vocabulary, tied)
+
+
+# Source: config.json of lmms-lab/llava-onevision-qwen2-{0.5b,7b}-ov.
+SIZES = {"0.5b": _published(896, 14, 2, 151936, True), "7b": _published(3584, 28, 4, 152064, False)}
+# For tests: everything that a full size goes through, in no time.
+TINY = Size(VisionGeometry(84, 14, 32, 2, 48, 4, projector_size=32), 4, 48, 4, 2, demo_tokenizer.size(), True)
+
+
+def random_vision(
+    geometry: VisionGeometry, device: torch.device | str, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> Vision:
+    """A tower with random weights, drawn in float32 on `device` and cast one by one."""
+    with torch.device("meta"):
+        vision = Vision(geometry)
+    _fill(vision, "vision", device, seed, dtype)
+    return vision
+
+
+def random_model(
+    size: str, *, dtype: torch.dtype = torch.float32, language_dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu", parts: tuple[str, ...] = ("vision", "language"), seed: int = 0,
+) -> Model:
+    """A LLaVA-OneVision "0.5b" or "7b" with random weights, as `load` gives one; its tokenizer is the demo's.
+
+    language_dtype: of Qwen2, `dtype` when not given. Raises ConfigError for another size.
+    """
+    from transformers import Qwen2Config
+
+    from ..language.qwen2 import Qwen2
+
+    shapes = TINY if size == "tiny" else SIZES.get(size)
+    if shapes is None:
+        raise ConfigError(f"there is no full size {size!r}, it must be one of {', '.join(SIZES)}")
+    identity = CheckpointIdentity(
+        name=f"random {size}", format="random", digest=hashlib.sha256(f"{size}:{seed}".encode()).hexdigest(),
+        geometry=shapes.vision, pooling="bilinear", newline="one_token", language_layers=shapes.layers,
+    )
+    vision = random_vision(shapes.vision, device, seed, dtype) if "vision" in parts else None
+    if "language" not in parts:
+        return Model(vision, None, None, identity, ())
+    special, language_dtype = demo_tokenizer.special_ids(), language_dtype or dtype
+    config = Qwen2Config(
+        vocab_size=shapes.vocabulary, hidden_size=shapes.vision.projector_size, intermediate_size=shapes.intermediate,
+        num_hidden_layers=shapes.layers, num_attention_heads=shapes.heads, num_key_value_heads=shapes.key_value_heads,
+        max_position_embeddings=32768, rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+        tie_word_embeddings=shapes.tied, eos_token_id=special[demo_tokenizer.EOS],
+    )
+    config._attn_implementation = best_attention(torch.device(device), language_dtype)
+    with torch.device("meta"):
+        language = Qwen2(config)
+    _fill(language, "language", device, seed, language_dtype)
+    finish(language, torch.device(device), (special[demo_tokenizer.EOS], special[demo_tokenizer.PAD]))
+    return Model(vision, language, _tokenizer(), identity, tuple(language.generation_config.eos_token_id))
+
+
+def _fill(module: nn.Module, part: str, device: torch.device | str, seed: int, dtype: torch.dtype) -> None:
+    """Random weights for a module on the meta device, in place; a tied head stays the embedding."""
+    state = {
+        name: random_weight((part, name), parameter.shape, seed, device).to(dtype)
+        for name, parameter in module.named_parameters()
+    }
+    if part == "language" and "lm_head.weight" not in state:
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    module.load_state_dict(state, strict=True, assign=True)
+    module.requires_grad_(False).eval()
+
+
+def _tokenizer() -> Any:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(demo_tokenizer.tokenizer_files()["tokenizer.json"]),
+        eos_token=demo_tokenizer.EOS, pad_token=demo_tokenizer.PAD,
+    )
