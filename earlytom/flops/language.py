@@ -125,7 +125,8 @@ def _layers(geometry: LanguageGeometry, count: int, queries: int, pairs: int) ->
 
 
 def _merging(geometry: LanguageGeometry, prompt: Prompt) -> int:
-    """Of one sample: scores as in `last_query_attention`, from the keys just cached, similarities as in `attention_plan`; or DPC-KNN's means."""
+    """Of one sample: scores of the keys just cached as in `last_query_attention`, similarities as in `attention_plan`;
+    or DPC-KNN's means."""
     if prompt.inner is None or not prompt.removed:
         return 0
     d, q = geometry.hidden_size, geometry.query_size
