@@ -66,7 +66,7 @@ def _video(arguments: argparse.Namespace) -> Iterator[tuple[Path, float | None]]
             return
         started = time.perf_counter()
         write_long_video(path, arguments.minutes * 60 * RATE, arguments.height)
-        yield path, round(time.perf_counter() - started, 1)
+        yield path, round(time.perf_counter() - started, 3)
 
 
 def bench_reading(path: Path, *, frames: int, runs: int) -> dict[str, Any]:

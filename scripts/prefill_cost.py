@@ -22,14 +22,13 @@ from transformers import DynamicCache, Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RotaryEmbedding
 
 from earlytom.config import InnerMerging
-from earlytom.flops import QWEN2_SIZES
 from earlytom.inner import MergeRequest
 from earlytom.language.cache import PromptCache
 from earlytom.language.conversation import prefill
+from earlytom.language.geometry import PUBLISHED
 from earlytom.language.prompt import VIDEO_TOKEN, embed_prompt
 from earlytom.language.qwen2 import Qwen2, last_query_attention
 
-HEADS = {896: (14, 2), 3584: (28, 4), 8192: (64, 8)}  # of queries, of keys and values
 TEXT = 10  # tokens of the prompt before the video, and behind it
 
 
@@ -45,17 +44,18 @@ class Cost:
 
 def configuration(width: int, layers: int, small: int = 1) -> Qwen2Config:
     """Of a published width; small: divides the MLP, for tests."""
-    heads, groups = HEADS[width]
+    sizes = PUBLISHED[width]
     return Qwen2Config(
-        vocab_size=1000, hidden_size=width, intermediate_size=QWEN2_SIZES[width][1] // small, num_hidden_layers=layers,
-        num_attention_heads=heads, num_key_value_heads=groups, attn_implementation="sdpa",
+        vocab_size=1000, hidden_size=width, intermediate_size=sizes.intermediate_size // small,
+        num_hidden_layers=layers, num_attention_heads=sizes.heads, num_key_value_heads=sizes.kv_heads,
+        attn_implementation="sdpa",
     )
 
 
 @torch.no_grad()
 def merging_cost(width: int, tokens: int, inner: InnerMerging, *, turns: int, small: int = 1) -> Cost:
     """Of a prompt with so many visual tokens."""
-    layers, config = QWEN2_SIZES[width][0], configuration(width, 1, small)
+    layers, config = PUBLISHED[width].layers, configuration(width, 1, small)
     torch.manual_seed(0)
     layer, rotary = Qwen2DecoderLayer(config, 0).eval(), Qwen2RotaryEmbedding(config)
     request = MergeRequest(inner, (((TEXT, tokens),),))
@@ -105,7 +105,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     made = argparse.ArgumentParser("prefill_cost", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    made.add_argument("--width", type=int, choices=sorted(HEADS), default=896, help="of the LLM: 0.5B, 7B, 72B")
+    made.add_argument("--width", type=int, choices=sorted(PUBLISHED), default=896, help="of the LLM: 0.5B, 7B, 72B")
     made.add_argument("--tokens", type=int, default=641, help="visual tokens")
     made.add_argument("--inner-layer", type=int, default=18)
     made.add_argument("--inner-ratio", type=float, default=0.5)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..errors import ConfigError
-from ..flops import QWEN2_SIZES
+from ..language.geometry import PUBLISHED, LanguageGeometry
 from ..vision.geometry import VisionGeometry
 from ..vision.siglip import Vision
 from . import demo_tokenizer
@@ -26,26 +26,22 @@ from .random_weights import random_weight
 
 @dataclass(frozen=True)
 class Size:
-    """Shapes of one LLaVA-OneVision: its tower and projector, and Qwen2 of `layers` with an MLP of `intermediate`."""
+    """Shapes of one LLaVA-OneVision: its tower and projector, and its Qwen2."""
 
     vision: VisionGeometry
-    layers: int
-    intermediate: int
-    heads: int
-    key_value_heads: int
-    vocabulary: int
-    tied: bool
+    language: LanguageGeometry
 
 
-def _published(width: int, heads: int, key_value_heads: int, vocabulary: int, tied: bool) -> Size:
-    return Size(replace(VisionGeometry(), projector_size=width), *QWEN2_SIZES[width], heads, key_value_heads,
-                vocabulary, tied)
+def _published(width: int) -> Size:
+    return Size(replace(VisionGeometry(), projector_size=width), PUBLISHED[width])
 
 
-# Source: config.json of lmms-lab/llava-onevision-qwen2-{0.5b,7b}-ov.
-SIZES = {"0.5b": _published(896, 14, 2, 151936, True), "7b": _published(3584, 28, 4, 152064, False)}
+SIZES = {"0.5b": _published(896), "7b": _published(3584)}
 # For tests: everything that a full size goes through, in no time.
-TINY = Size(VisionGeometry(84, 14, 32, 2, 48, 4, projector_size=32), 4, 48, 4, 2, demo_tokenizer.size(), True)
+TINY = Size(
+    VisionGeometry(84, 14, 32, 2, 48, 4, projector_size=32),
+    LanguageGeometry(4, 32, 4, 2, 8, 48, demo_tokenizer.size(), tied=True),
+)
 
 
 def random_vision(
@@ -75,17 +71,19 @@ def random_model(
         raise ConfigError(f"there is no full size {size!r}, it must be one of {', '.join(SIZES)}")
     identity = CheckpointIdentity(
         name=f"random {size}", format="random", digest=hashlib.sha256(f"{size}:{seed}".encode()).hexdigest(),
-        geometry=shapes.vision, pooling="bilinear", newline="one_token", language_layers=shapes.layers,
+        geometry=shapes.vision, pooling="bilinear", newline="one_token", language_layers=shapes.language.layers,
+        language=shapes.language,
     )
     vision = random_vision(shapes.vision, device, seed, dtype) if "vision" in parts else None
     if "language" not in parts:
         return Model(vision, None, None, identity, ())
     special, language_dtype = demo_tokenizer.special_ids(), language_dtype or dtype
+    sizes = shapes.language
     config = Qwen2Config(
-        vocab_size=shapes.vocabulary, hidden_size=shapes.vision.projector_size, intermediate_size=shapes.intermediate,
-        num_hidden_layers=shapes.layers, num_attention_heads=shapes.heads, num_key_value_heads=shapes.key_value_heads,
+        vocab_size=sizes.vocabulary, hidden_size=sizes.hidden_size, intermediate_size=sizes.intermediate_size,
+        num_hidden_layers=sizes.layers, num_attention_heads=sizes.heads, num_key_value_heads=sizes.kv_heads,
         max_position_embeddings=32768, rope_parameters={"rope_type": "default", "rope_theta": 1e6},
-        tie_word_embeddings=shapes.tied, eos_token_id=special[demo_tokenizer.EOS],
+        tie_word_embeddings=sizes.tied, eos_token_id=special[demo_tokenizer.EOS],
     )
     config._attn_implementation = best_attention(torch.device(device), language_dtype)
     with torch.device("meta"):

@@ -23,10 +23,10 @@ SEVEN = model_work(preset(retain=0.1), VisionGeometry(), PUBLISHED[3584], dtype=
 
 def test_each_part_and_the_sum_are_told():
     text = "\n".join(work_lines(SEVEN))
-    assert "vision    20.54 -> 15.12 TFLOP (74%), weights 795 MB" in text
-    assert "prefill   98.24 -> 7.248 TFLOP (7%), weights 14.1 GB, keys and values 362 MB -> 31.3 MB" in text
+    assert "vision    20.54 -> 15.13 TFLOP (74%), weights 795 MB" in text
+    assert "prefill   98.24 -> 7.246 TFLOP (7%), weights 14.1 GB, keys and values 362 MB -> 31.3 MB" in text
     assert "decode    16.67 -> 14.36 GFLOP a token (86%)" in text
-    assert "all up to the first token: 119.6 -> 22.43 TFLOP (19%)" in text and "32 text tokens" in text
+    assert "all up to the first token: 119.6 -> 22.44 TFLOP (19%)" in text and "32 text tokens" in text
     assert all(len(line) < 130 for line in work_lines(SEVEN))
 
 
@@ -44,7 +44,7 @@ def test_the_floor_is_told_for_every_card_that_has_figures():
 def test_without_the_llms_sizes_one_sentence_says_so():
     work = model_work(preset(retain=0.1), VisionGeometry(), None, dtype="fp16")
     assert work_lines(work)[-1].strip() == UNKNOWN_LLM
-    assert "tower 68.36 -> 48.67 (vision" in floor_lines(work, "a100", "fp16")[1]
+    assert "tower 68.36 -> 48.71 (vision" in floor_lines(work, "a100", "fp16")[1]
 
 
 def test_a_dry_run_has_it_as_json(tmp_path, capsys):

@@ -16,10 +16,13 @@ from tests.full_size import PUBLISHED
 def test_shapes_are_published(size: str) -> None:
     published, ours = PUBLISHED[f"lmms-lab/llava-onevision-qwen2-{size}-ov"], SIZES[size]
     assert ours.vision == VisionGeometry(projector_size=published.width)
-    assert (ours.layers, ours.heads, ours.key_value_heads) == (
-        published.layers, published.heads, published.key_value_heads
+    language = ours.language
+    assert (language.layers, language.hidden_size, language.heads, language.kv_heads) == (
+        published.layers, published.width, published.heads, published.key_value_heads
     )
-    assert (ours.intermediate, ours.vocabulary, ours.tied) == (published.mlp, published.vocabulary, published.tied)
+    assert (language.intermediate_size, language.vocabulary, language.tied) == (
+        published.mlp, published.vocabulary, published.tied
+    )
 
 
 def test_a_model_is_whole_and_the_same_every_time() -> None:
