@@ -22,7 +22,8 @@ demo: $(STAMP)
 	$(BIN)/earlytom-clip build/demo.mp4 --index 1 --questions
 	@echo; echo "What the demo says, and sees:"
 	$(BIN)/earlytom-infer --bundle build/demo --video build/demo.mp4 --explain build/demo-kept.png \
-	  --prompt "What colour does the diamond turn: yellow, purple, black or red?" --prompt "What happens in this video?"
+	  --prompt "What colour does the diamond turn: yellow, purple, black or red?" \
+	  --prompt "Which shape comes first: cross, diamond, circle or star?" --prompt "What happens in this video?"
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal

@@ -49,7 +49,6 @@ def write_demo(directory: str | Path, *, format: str = "llava-next", seed: int |
     """
     if format not in TABLES:
         raise CheckpointError(f"there is no checkpoint format {format!r}, the formats are {' and '.join(TABLES)}")
-    seed = 0 if seed is None and not WEIGHTS.exists() else seed  # UNTIL TRAINED: remove this line with the weights here
     directory = Path(directory)
     texts = {name: json.dumps(content, indent=2, sort_keys=True) + "\n" for name, content in _configs(format).items()}
     files = {name: text.encode() for name, text in (texts | demo_tokenizer.tokenizer_files()).items()}

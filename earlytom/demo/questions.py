@@ -77,9 +77,9 @@ def _asked(clip: Clip) -> Iterator[Asked]:
             yield "change", f"What colour does the {thing.shape} turn?", thing.turn[1], COLOURS, held_out
             name = thing.shape
         if thing.motion == "still" and (place := _place(thing)):
-            yield "where", f"Where is the {name}?", place, PLACES, held_out
+            yield "where", f"What side is the {name} on?", place, PLACES, held_out
         if thing.motion != "still" and clip.clock[thing.last - 1] > clip.clock[thing.first]:
-            yield "motion", f"Which way does the {name} move?", thing.motion, WAYS, held_out
+            yield "motion", f"What way does the {name} move?", thing.motion, WAYS, held_out
     for thing in flashes:
         yield "brief", "Which shape flashes up?", thing.shape, SHAPES, thing.held_out
         yield "brief", "Which colour flashes up?", thing.colour, COLOURS, thing.held_out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from earlytom.demo.world import SIZE
 
-from .language import EVEN, HARD, SOME_OPEN, WHERE, Lesson, Packer, answer_loss, describe, make_lessons
+from .language import FIRST, THEN, WHERE, Lesson, Packer, answer_loss, describe, make_lessons
 from .student import Student
 from .tower import GRID, WINDOW, Batch, loss_of, make_batch, see
 
@@ -60,29 +60,43 @@ def name_things(student: Student, packer: Packer, batch: Batch) -> Losses:
 def draw_descriptions(step: int, size: int) -> Lessons:
     """What a perfect tower would say: no pixel is drawn, patches are coarse.
 
-    The language model soon counts and sees motion, and long tells no colour from another: then one thing a clip, later
-    two, are easier.
+    A thing that is alone is learned from first, then two; then as many as clips have, over more frames.
     """
-    most = 4 if step < 850 else 1 if step < 1250 else 2 if step < 1600 else 4
-    frames = Random(step).choice([4] if step < 1600 else [4, 6, 8, 12, 16])
-    weights = EVEN if step < 2800 else HARD
-    return _described(step, make_lessons(SEED, step, size, frames, 8, 6, SIZE // 8, most, weights, SOME_OPEN))
+    many = ((1, 1),) if step < 300 else ((1, 2), (2, 2)) if step < 600 else MANY
+    frames = Random(step + 1).choice((4,) if step < 300 else (4, 6) if step < 600 else (4, 6, 8, 12))
+    return _described(step, _of_many(many, SEED, step, size, frames, 8, FIRST if step < 600 else THEN))
+
+
+def draw_several(step: int, size: int) -> Lessons:
+    """Short clips of two things and more, few questions about each: whose place it is, and whose way."""
+    return _described(step, _of_many(
+        ((2, 2), (3, 4), (4, 4)), SEED + 400, step, size, Random(step).choice((4, 4, 6)), 8, WHERE, 4
+    ))
 
 
 def draw_descriptions_again(step: int, size: int) -> Lessons:
     """Of frames of several sizes, and of clips of one thing as well as of four: what is found in a clip must not hang
-    on how many tokens a frame has, and a thing that is alone is learned from first."""
+    on how many tokens a frame has."""
     side, several = Random(step).choice(
         [(8, (4, 6, 8, 12, 16, 32)), (10, (4, 6, 8, 12)), (12, (4, 6, 8)), (14, (4, 5, 6))]
     )
-    frames = Random(step + 1).choice(several)
-    return _described(step, [
+    return _described(step, _of_many(MANY, SEED + 600, step, size, Random(step + 1).choice(several), side))
+
+
+MANY = ((1, 8), (2, 4), (3, 4), (4, 2))  # most things in a clip, and which part of a step such clips are
+
+
+def _of_many(
+    many: tuple[tuple[int, int], ...], seed: int, step: int, size: int, frames: int, side: int,
+    weights: Mapping[str, float] = WHERE, asked: int = 10,
+) -> list[Lesson]:
+    return [
         lesson
-        for most, share in ((1, 8), (2, 4), (3, 4), (4, 2))
+        for most, part in many
         for lesson in make_lessons(
-            SEED + 600 + most, step, max(1, size // share), frames, side, 10, SIZE // side, most, WHERE
+            seed + most, step, max(1, size // part), frames, side, asked, SIZE // side, most, weights
         )
-    ])
+    ]
 
 
 def _described(step: int, lessons: list[Lesson]) -> Lessons:
@@ -101,13 +115,17 @@ def read_descriptions_again(student: Student, packer: Packer, drawn: Lessons) ->
     return read_descriptions(student, packer, drawn, _stretch(drawn[0], [1, 1, 2, 4, 8]))
 
 
-def draw_truth(step: int, size: int) -> tuple[Batch, Tensor]:
+def draw_truth(step: int, size: int, seed: int = SEED + 200) -> tuple[Batch, Tensor]:
     """Windows, every fourth time fewer whole frames, and what a perfect tower would say of them."""
     side, count = (GRID, max(1, size // 5)) if step % 4 == 3 else (WINDOW, size)
-    batch = make_batch(SEED + 200, step, count, side)
+    batch = make_batch(seed, step, count, side)
     labels = zip(*(x.numpy() for x in (batch.thing, batch.offset, batch.counts, batch.near)))
     described = [describe(of, corner, side) for of, corner in zip(labels, batch.corner.tolist())]
     return batch, torch.from_numpy(np.stack(described))
+
+
+def draw_truth_again(step: int, size: int) -> tuple[Batch, Tensor]:
+    return draw_truth(step, size, SEED + 700)
 
 
 def meet(student: Student, packer: Packer, drawn: tuple[Batch, Tensor]) -> Losses:
@@ -174,14 +192,17 @@ def _features(student: Student, pixels: Tensor, corners: Tensor) -> Tensor:
 
 
 STAGES = (
-    Stage("see windows", ("tower", "heads"), 3000, 1.5e-3, 16, draw_windows, name_things),
-    Stage("see frames", ("tower", "heads"), 300, 3e-4, 6, draw_frames, name_things, 20),
-    Stage("read descriptions", ("describer", "projector", "language"), 4600, 1.5e-3, 16, draw_descriptions,
-          read_descriptions),
-    Stage("read on", ("describer", "projector", "language"), 600, 2e-3, 32, draw_descriptions_again,
-          read_descriptions_again, 20, muon=True, least=0.2),
+    Stage("see windows", ("tower", "heads"), 2200, 2e-3, 16, draw_windows, name_things, 50, muon=True),
+    Stage("see frames", ("tower", "heads"), 400, 5e-4, 6, draw_frames, name_things, 20, muon=True),
+    Stage("read descriptions", ("describer", "projector", "language"), 1200, 2e-3, 16, draw_descriptions,
+          read_descriptions_again, 50, muon=True, least=0.3),
     Stage("meet", ("tower", "projector"), 1000, 1e-3, 32, draw_truth, meet, 20, muon=True),
-    Stage("answer short clips", ("projector", "language"), 1500, 1e-3, 16, draw_short_clips, answer_from_far, 20,
+    Stage("tell apart", ("describer", "language"), 400, 2e-3, 32, draw_several, read_descriptions_again, 20, muon=True,
+          least=0.2),
+    Stage("meet again", ("tower", "projector"), 900, 5e-4, 32, draw_truth_again, meet, 20, muon=True),
+    Stage("read on", ("language",), 200, 2e-3, 32, draw_descriptions_again, read_descriptions_again, 20, muon=True,
+          least=0.2),
+    Stage("answer short clips", ("projector", "language"), 520, 1e-3, 16, draw_short_clips, answer_from_far, 20,
           muon=True),
-    Stage("answer clips", ("projector", "language"), 400, 3e-4, 1, draw_clips, answer, 20, muon=True),
+    Stage("answer clips", ("projector", "language"), 220, 6e-4, 1, draw_clips, answer, 20, muon=True),
 )

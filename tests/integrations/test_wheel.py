@@ -56,7 +56,6 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
     assert {name for name in held if name.endswith(".py")} == ours
 
 
-@pytest.mark.xfail(raises=AssertionError, strict=True, reason="the demo's trained weights are not there yet")
 def test_the_wheel_holds_the_weights_of_the_demo(wheel: Path) -> None:
     names = [name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name]
     assert [name for name in names if not name.endswith(".py")] == ["earlytom/demo/weights.safetensors"]

@@ -132,7 +132,6 @@ def test_missing_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
         demo_weights(None)
 
 
-@pytest.mark.xfail(raises=AssertionError, strict=True, reason="write_demo falls back to seed 0 until it is trained")
 def test_nothing_stands_in_for_missing_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("earlytom.checkpoint.demo.WEIGHTS", tmp_path / "weights.safetensors")
     try:
@@ -143,7 +142,6 @@ def test_nothing_stands_in_for_missing_weights(tmp_path: Path, monkeypatch: pyte
         raise AssertionError("written without weights")
 
 
-@pytest.mark.xfail(raises=FileNotFoundError, strict=True, reason="the trained weights are not there yet")
 def test_the_trained_weights_that_come_with_the_package() -> None:
     assert WEIGHTS.stat().st_size <= 12e6
     found = {key: (stored.dtype, stored.shape) for key, stored in read_header(WEIGHTS).items()}
