@@ -11,17 +11,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..errors import ConfigError
 from ..language.geometry import PUBLISHED, LanguageGeometry
 from ..vision.geometry import VisionGeometry
-from ..vision.siglip import Vision
 from . import demo_tokenizer
 from .identity import CheckpointIdentity
 from .loader import Model, best_attention
 from .modules import finish
-from .random_weights import random_weight
+from .random_weights import fill, random_vision
 
 
 @dataclass(frozen=True)
@@ -42,16 +40,6 @@ TINY = Size(
     VisionGeometry(84, 14, 32, 2, 48, 4, projector_size=32),
     LanguageGeometry(4, 32, 4, 2, 8, 48, demo_tokenizer.size(), tied=True),
 )
-
-
-def random_vision(
-    geometry: VisionGeometry, device: torch.device | str, seed: int = 0, dtype: torch.dtype = torch.float32
-) -> Vision:
-    """A tower with random weights, drawn in float32 on `device` and cast one by one."""
-    with torch.device("meta"):
-        vision = Vision(geometry)
-    _fill(vision, "vision", device, seed, dtype)
-    return vision
 
 
 def random_model(
@@ -88,21 +76,9 @@ def random_model(
     config._attn_implementation = best_attention(torch.device(device), language_dtype)
     with torch.device("meta"):
         language = Qwen2(config)
-    _fill(language, "language", device, seed, language_dtype)
+    fill(language, "language", device, seed, language_dtype)
     finish(language, torch.device(device), (special[demo_tokenizer.EOS], special[demo_tokenizer.PAD]))
     return Model(vision, language, _tokenizer(), identity, tuple(language.generation_config.eos_token_id))
-
-
-def _fill(module: nn.Module, part: str, device: torch.device | str, seed: int, dtype: torch.dtype) -> None:
-    """Random weights for a module on the meta device, in place; a tied head stays the embedding."""
-    state = {
-        name: random_weight((part, name), parameter.shape, seed, device).to(dtype)
-        for name, parameter in module.named_parameters()
-    }
-    if part == "language" and "lm_head.weight" not in state:
-        state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    module.load_state_dict(state, strict=True, assign=True)
-    module.requires_grad_(False).eval()
 
 
 def _tokenizer() -> Any:

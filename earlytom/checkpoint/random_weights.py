@@ -5,8 +5,10 @@ from __future__ import annotations
 import zlib
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..vision.geometry import VisionGeometry
+from ..vision.siglip import Vision
 from . import demo_tokenizer
 from .keys import Slot
 
@@ -39,3 +41,25 @@ def random_weight(slot: Slot, shape: torch.Size, seed: int = 0, device: torch.de
         scale = torch.full((shape[0], 1), 0.3)
         scale[demo_tokenizer.readable_ids()] = 3.0
     return scale * random * random[0].numel() ** -0.5
+
+
+def fill(module: nn.Module, part: str, device: torch.device | str, seed: int, dtype: torch.dtype) -> None:
+    """Random weights for a module on the meta device, in place; a tied head stays the embedding."""
+    state = {
+        name: random_weight((part, name), parameter.shape, seed, device).to(dtype)
+        for name, parameter in module.named_parameters()
+    }
+    if part == "language" and "lm_head.weight" not in state:
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    module.load_state_dict(state, strict=True, assign=True)
+    module.requires_grad_(False).eval()
+
+
+def random_vision(
+    geometry: VisionGeometry, device: torch.device | str, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> Vision:
+    """A tower with random weights, drawn in float32 on `device` and cast one by one."""
+    with torch.device("meta"):
+        vision = Vision(geometry)
+    fill(vision, "vision", device, seed, dtype)
+    return vision

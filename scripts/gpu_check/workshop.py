@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from earlytom.checkpoint.random_model import random_vision
+from earlytom.checkpoint.random_weights import random_vision
 from earlytom.config import EarlyTomConfig
 from earlytom.dtypes import torch_dtype
 from earlytom.flops import unpruned_config
