@@ -114,3 +114,12 @@ def tokenizer_files() -> dict[str, str]:
         "tokenizer.json": tokenizer.to_str(pretty=True),
         "tokenizer_config.json": json.dumps(settings, indent=2) + "\n",
     }
+
+
+def make_tokenizer() -> Any:
+    """The tokenizer itself, transformers' fast one, without a file and without the chat template."""
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer.from_str(tokenizer_files()["tokenizer.json"])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, pad_token=PAD)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -78,14 +77,5 @@ def random_model(
         language = Qwen2(config)
     fill(language, "language", device, seed, language_dtype)
     finish(language, torch.device(device), (special[demo_tokenizer.EOS], special[demo_tokenizer.PAD]))
-    return Model(vision, language, _tokenizer(), identity, tuple(language.generation_config.eos_token_id))
-
-
-def _tokenizer() -> Any:
-    from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerFast
-
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(demo_tokenizer.tokenizer_files()["tokenizer.json"]),
-        eos_token=demo_tokenizer.EOS, pad_token=demo_tokenizer.PAD,
-    )
+    ends = tuple(language.generation_config.eos_token_id)
+    return Model(vision, language, demo_tokenizer.make_tokenizer(), identity, ends)

@@ -71,7 +71,7 @@ def describe(labels: tuple[Any, ...], corner: Sequence[int], side: int, patch: i
     # Few patches show a thing: what they show is said louder than what all say alike.
     shown = [3.0 * np.eye(n)[thing[:, i]][:, 1:] for i, n in enumerate((9, 9, 3))]
     # Where the thing's centre is, in words: of numbers, a look that blurs two things would give what is between them.
-    # Its side loudest: said no louder than the rest, it takes a language model thousands of steps to hear.
+    # Its side loudest: what is asked of it hangs on which thing is meant.
     centre = (places.reshape(-1, 2) + 0.5) * patch + offset * PATCH
     which = np.clip(centre * (BINS / SIZE), 0, BINS - 1).astype(int)
     words = [2.0 * np.eye(BINS)[which[:, i]] * (thing[:, :1] > 0) for i in (0, 1)]

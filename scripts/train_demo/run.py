@@ -16,11 +16,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer
 from torch import nn
-from transformers import PreTrainedTokenizerFast
 
-from earlytom.checkpoint.demo_tokenizer import tokenizer_files
+from earlytom.checkpoint.demo_tokenizer import make_tokenizer
 from earlytom.checkpoint.keys import key_of
 from earlytom.files import replacing
 
@@ -42,8 +40,7 @@ def train(
     device has room; workers: processes that draw ahead.
     """
     home.mkdir(parents=True, exist_ok=True)
-    tokenizer = Tokenizer.from_str(tokenizer_files()["tokenizer.json"])
-    student, packer = Student(seed).to(device), Packer(PreTrainedTokenizerFast(tokenizer_object=tokenizer))
+    student, packer = Student(seed).to(device), Packer(make_tokenizer())
     with ProcessPoolExecutor(workers, get_context("spawn")) if workers else nullcontext() as pool:
         for stage in STAGES:
             stage = replace(stage, steps=2, size=1, warmup=1) if smoke else replace(stage, size=stage.size * times)

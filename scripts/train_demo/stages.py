@@ -104,15 +104,11 @@ def _described(step: int, lessons: list[Lesson]) -> Lessons:
     return lessons, described + 0.05 * torch.randn(described.shape, generator=torch.Generator().manual_seed(step))
 
 
-def read_descriptions(student: Student, packer: Packer, drawn: Lessons, stretch: int = 1) -> Losses:
+def read_descriptions(student: Student, packer: Packer, drawn: Lessons) -> Losses:
+    """With positions further apart, as if frames had more patches: what is far away is not what was far away here."""
     lessons, described = drawn
     visual = student.sequence(student.describer(described.to(student.device)))
-    return answer_loss(student.language, packer, lessons, visual, stretch)
-
-
-def read_descriptions_again(student: Student, packer: Packer, drawn: Lessons) -> Losses:
-    """With positions further apart, as if frames had more patches: what is far away is not what was far away here."""
-    return read_descriptions(student, packer, drawn, _stretch(drawn[0], [1, 1, 2, 4, 8]))
+    return answer_loss(student.language, packer, lessons, visual, _stretch(lessons, [1, 1, 2, 4, 8]))
 
 
 def draw_truth(step: int, size: int, seed: int = SEED + 200) -> tuple[Batch, Tensor]:
@@ -195,12 +191,12 @@ STAGES = (
     Stage("see windows", ("tower", "heads"), 2200, 2e-3, 16, draw_windows, name_things, 50, muon=True),
     Stage("see frames", ("tower", "heads"), 400, 5e-4, 6, draw_frames, name_things, 20, muon=True),
     Stage("read descriptions", ("describer", "projector", "language"), 1200, 2e-3, 16, draw_descriptions,
-          read_descriptions_again, 50, muon=True, least=0.3),
+          read_descriptions, 50, muon=True, least=0.3),
     Stage("meet", ("tower", "projector"), 1000, 1e-3, 32, draw_truth, meet, 20, muon=True),
-    Stage("tell apart", ("describer", "language"), 400, 2e-3, 32, draw_several, read_descriptions_again, 20, muon=True,
+    Stage("tell apart", ("describer", "language"), 400, 2e-3, 32, draw_several, read_descriptions, 20, muon=True,
           least=0.2),
     Stage("meet again", ("tower", "projector"), 900, 5e-4, 32, draw_truth_again, meet, 20, muon=True),
-    Stage("read on", ("language",), 200, 2e-3, 32, draw_descriptions_again, read_descriptions_again, 20, muon=True,
+    Stage("read on", ("language",), 200, 2e-3, 32, draw_descriptions_again, read_descriptions, 20, muon=True,
           least=0.2),
     Stage("answer short clips", ("projector", "language"), 520, 1e-3, 16, draw_short_clips, answer_from_far, 20,
           muon=True),

@@ -11,10 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerFast
 
-from earlytom.checkpoint.demo_tokenizer import tokenizer_files
+from earlytom.checkpoint.demo_tokenizer import make_tokenizer
 from earlytom.checkpoint.formats import SO400M
 from earlytom.demo.draw import RGB, draw
 from earlytom.demo.questions import PLACES, side_of
@@ -35,7 +33,7 @@ def student() -> Student:
 
 @pytest.fixture(scope="module")
 def packer() -> Packer:
-    return Packer(PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(tokenizer_files()["tokenizer.json"])))
+    return Packer(make_tokenizer())
 
 
 @pytest.mark.parametrize(("side", "patch"), [(8, 48), (14, 14), (27, 14)])
