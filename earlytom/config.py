@@ -28,12 +28,15 @@ class InnerMerging:
     """Merge visual tokens before decoder layer `layer` (>= 1), in prefill only.
 
     ratio: share of the visual tokens that is merged away, in [0, 1). method: `attention` keeps the tokens the last
-    prompt token attends to most at layer - 1; `dpc-knn` keeps cluster centres. Raises ConfigError.
+    prompt token attends to most at layer - 1; `dpc-knn` keeps cluster centres. as_released: in prefill every token of
+    layer - 1 sees every other, those after it too, as in the released code under SDPA, by which the published figures
+    were made (docs/method.md, quirk 3); else the layer is causal, as the model was trained. Raises ConfigError.
     """
 
     layer: int
     ratio: float = 0.5
     method: str = "attention"
+    as_released: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.layer, bool) or not isinstance(self.layer, int) or self.layer < 1:
@@ -48,6 +51,13 @@ class InnerMerging:
             )
         if self.method not in METHODS:
             raise ConfigError(f"inner merging has no method {self.method!r}, it must be one of {', '.join(METHODS)}")
+        if not isinstance(self.as_released, bool):
+            raise ConfigError(f"as_released of inner merging is {self.as_released!r}, it must be true or false")
+        if self.as_released and self.method != "attention":
+            raise ConfigError(
+                f"inner merging as released goes by attention, not by {self.method}: the released code has no other "
+                "method, so leave one of the two out"
+            )
 
     def removed(self, length: int) -> int:
         """How many of `length` visual tokens are merged away."""
@@ -223,7 +233,7 @@ def _inner_from_dict(values: Mapping[str, Any]) -> InnerMerging:
     unknown = sorted(set(values) - set(known))
     if unknown or "layer" not in values:
         raise ConfigError(
-            f"inner has the keys {', '.join(sorted(values))}, it takes layer and optionally ratio and method"
+            f"inner has the keys {', '.join(sorted(values))}, it takes layer and optionally ratio, method and as_released"
         )
     return InnerMerging(**values)
 

@@ -56,6 +56,8 @@ def export_parser() -> Parser:
     add("--inner-layer", type=int, metavar="K", help="LLM layer before which visual tokens are merged, 0 for none")
     add("--inner-ratio", type=float, metavar="RHO", help="share of the visual tokens merged there (default 0.5)")
     add("--inner-method", choices=METHODS, help="how they are chosen")
+    add("--inner-as-released", action="store_true",
+        help="one LLM layer not causal in prefill, as in the code that made the published figures")
     add("--from-environment", action="store_true", help="read RETAIN_RATIO, T, M, EMA, PRUNE_LAYERS, ... as defaults")
     add("--dtype", choices=tuple(DTYPES), help="of weights and activations (default %(default)s)")
     add("--batch", type=int, metavar="V", help="videos a call (default %(default)s)")

@@ -67,6 +67,7 @@ class ExportOptions(EngineOptions):
     inner_layer: int | None = None
     inner_ratio: float | None = None
     inner_method: str = METHODS[0]
+    inner_as_released: bool = False
     from_environment: bool = False
     dtype: str = "fp32"
     batch: int = 1
@@ -137,6 +138,8 @@ def _inner(
     if layer is None and published is not None:
         layer = published.layer
     if not layer:
+        if options.inner_as_released:
+            raise ConfigError("there is no inner merging here to be as released: give --inner-layer, or leave that out")
         return None
     published = published or InnerMerging(layer)
     ratio = published.ratio if options.inner_ratio is None else options.inner_ratio
@@ -145,7 +148,7 @@ def _inner(
             f"inner layer {layer} does not exist: the LLM has {layers} layers, so it must lie in 1..{layers - 1}, "
             "or be 0 for no inner merging"
         )
-    return InnerMerging(layer=layer, ratio=ratio, method=options.inner_method)
+    return InnerMerging(layer, ratio, options.inner_method, options.inner_as_released)
 
 
 def merging_text(config: EarlyTomConfig) -> str:

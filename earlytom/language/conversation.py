@@ -66,7 +66,8 @@ class Conversation:
 
         The same tensor `visual_tokens` again, behind the same words and with the same merging, is read from the cache.
         The logits are those of `generate` but for the order of sums, so ids can differ at near ties only. Without
-        `reuse` nothing is taken from the last question, and nothing kept for the next.
+        `reuse` nothing is taken from the last question, and nothing kept for the next; nor with merging as released,
+        where what a video's tokens become hangs on the question behind them.
         """
         language = self.language
         tokens = visual_tokens.to(language.device)
@@ -75,6 +76,7 @@ class Conversation:
             return generate(language, prompt_ids, tokens, **settings)
         if inner is not None:
             check_layer(language.config, inner)
+        reuse = reuse and not (inner is not None and inner.as_released)
         embeds, span = embed_prompt(language, prompt_ids, tokens)
         before = tuple(split_prompt(prompt_ids)[0])
         taken = self._take(visual_tokens, before, inner) if reuse else None

@@ -119,6 +119,8 @@ class MergingQwen2Model(Qwen2Model):
         for layer in self.layers[: k - 1]:
             hidden = layer(hidden, **below)
         layer, score, entering = self.layers[k - 1], None, hidden
+        if prefill and request.inner.as_released:
+            below["attention_mask"] = self._uncausal_mask(hidden, attention_mask, past)
         hidden = layer(hidden, **below)
         if prefill:
             if request.inner.method == "attention":
@@ -143,11 +145,31 @@ class MergingQwen2Model(Qwen2Model):
         )
 
 
+    def _uncausal_mask(self, hidden: Tensor, visible: Tensor | None, past: int) -> Tensor:
+        """An additive mask [B or 1, 1, 1, N] under which tokens see those after them too: quirk 3 of the released code.
+
+        visible [B, N]: 0 for padding, which stays hidden. Raises InputError for a prefill in parts, as tokens of the
+        first part cannot see the second, and ConfigError for an attention that takes no such mask.
+        """
+        if past:
+            raise InputError("inner merging as released needs the whole prompt in one prefill, without a prefix cached")
+        if self.config._attn_implementation not in ("sdpa", "eager"):
+            raise ConfigError(
+                f"inner merging as released does not go with {self.config._attn_implementation} attention, which is "
+                "causal or takes no mask: load the language model with sdpa or eager attention"
+            )
+        mask = hidden.new_zeros(1 if visible is None else len(visible), 1, 1, hidden.shape[1])
+        if visible is None:
+            return mask
+        return mask.masked_fill(~visible.bool()[:, None, None], torch.finfo(hidden.dtype).min)
+
+
 class Qwen2(Qwen2ForCausalLM):
     """Qwen2ForCausalLM with inner merging: forward and generate take `inner` and `visual_spans` on top of their own.
 
     Weights and their names are Qwen2ForCausalLM's. Source: the released code's `Qwen2Model_earlytom`, without quirks 3
-    and 4 (docs/method.md): the layer that scores stays causal, and every mask fits the tokens that are left.
+    and 4 (docs/method.md): the layer that scores stays causal, unless InnerMerging.as_released wants it as it was, and
+    every mask fits the tokens that are left.
     """
 
     def __init__(self, config: Qwen2Config) -> None:

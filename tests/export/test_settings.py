@@ -42,6 +42,14 @@ def test_what_was_typed_wins():
     assert config.inner == InnerMerging(3, 0.25, "dpc-knn")
 
 
+def test_inner_merging_as_released():
+    assert settle("--inner-as-released").inner == InnerMerging(18, 0.5, as_released=True)
+    with pytest.raises(ConfigError, match="no inner merging here to be as released"):
+        settle("--inner-as-released", "--inner-layer", "0")
+    with pytest.raises(ConfigError, match="goes by attention, not by dpc-knn"):
+        settle("--inner-as-released", "--inner-method", "dpc-knn")
+
+
 def test_the_environment_counts_only_when_asked_for_and_below_what_was_typed():
     environ = {"RETAIN_RATIO": "0.15", "T": "0.4", "PRUNE_LAYERS": "4,5,6", "INNER_k": "7", "INNER_r": "0.3"}
     assert settle(environ=environ).tau == 0.5

@@ -23,7 +23,7 @@ from earlytom.language.decode import CompiledDecoder
 from earlytom.language.prompt import VIDEO_TOKEN, embed_prompt
 from earlytom.language.qwen2 import Qwen2, generate
 from tests.earlytom.language import test_qwen2
-from tests.earlytom.language.test_qwen2 import ARCHIVE, CASES, INNER, METHODS, PROMPT, build, tiny, video
+from tests.earlytom.language.test_qwen2 import ARCHIVE, AS_RELEASED, CASES, INNER, METHODS, PROMPT, build, tiny, video
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -135,6 +135,16 @@ def test_the_video_goes_through_the_shared_layers_once(inner: InnerMerging | Non
     assert ask([1, 2, 3, 4]) == whole
     model.generation_config.cache_implementation = "dynamic"
     assert ask([1, 2, 3, 4]) == whole
+
+
+def test_as_released_nothing_is_reused() -> None:
+    model, tokens = tiny(), video(25)
+    talk = Conversation(model)
+    for question in QUESTIONS:
+        prompt = [*BEFORE, *question]
+        ids = talk.answer(prompt, tokens, inner=AS_RELEASED, max_new_tokens=5)
+        assert ids.tolist() == generate(model, prompt, tokens, inner=AS_RELEASED, max_new_tokens=5).tolist()
+        assert talk._last is None
 
 
 def test_what_is_kept_is_what_the_next_question_needs() -> None:

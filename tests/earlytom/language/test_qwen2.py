@@ -21,6 +21,7 @@ from transformers.generation.streamers import BaseStreamer
 from earlytom.config import InnerMerging
 from earlytom.errors import ConfigError, InputError
 from earlytom.inner import merge_tokens, merge_tokens_dpc_knn
+from earlytom.language.cache import PromptCache
 from earlytom.language.prompt import VIDEO_TOKEN, embed_prompt
 from earlytom.language.qwen2 import Qwen2, generate, last_query_attention
 
@@ -30,6 +31,7 @@ CASES = json.loads(str(ARCHIVE["meta"]))
 PROMPT = [5, 6, 7, VIDEO_TOKEN, 11, 12, 13, 14]
 INNER = InnerMerging(layer=3, ratio=0.5)
 METHODS = [INNER, InnerMerging(layer=2, ratio=0.7, method="dpc-knn")]
+AS_RELEASED = InnerMerging(layer=3, ratio=0.5, as_released=True)
 
 
 def build(implementation: str = "sdpa", **changes: Any) -> Qwen2:
@@ -104,6 +106,8 @@ def reference(model: Qwen2, embeds: Tensor, span: tuple[int, int], inner: InnerM
     def run(index: int, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         tokens = hidden.shape[1]
         mask = torch.full((tokens, tokens), float("-inf")).triu(1)[None, None]
+        if inner.as_released and index == inner.layer - 1:
+            mask[..., :prompt, :prompt] = 0  # a prompt's tokens see all of it
         layer, rotary = body.layers[index], body.rotary_emb(hidden, positions)
         _, weights = layer.self_attn(layer.input_layernorm(hidden), rotary, mask)
         return layer(hidden, attention_mask=mask, position_embeddings=rotary), weights
@@ -139,7 +143,7 @@ def test_released_answers_need_the_merging() -> None:
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-@pytest.mark.parametrize("inner", [*METHODS, InnerMerging(1, 0.8), InnerMerging(5, 0.25)])
+@pytest.mark.parametrize("inner", [*METHODS, AS_RELEASED, InnerMerging(1, 0.8), InnerMerging(5, 0.25)])
 def test_decoding_is_the_reference(implementation: str, inner: InnerMerging) -> None:
     embeds, span = embed_prompt(tiny(), PROMPT, video(25))
     ids, logits = answer(tiny(implementation), PROMPT, video(25), inner=inner)
@@ -162,6 +166,47 @@ def test_the_score_is_the_last_row_of_attention() -> None:
             score = last_query_attention(layer, hidden, rotary, visible)
         torch.testing.assert_close(score, weights[:, :, -1].mean(1))
         assert (score[1, :7] == 0).all()
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("case", [i for i, meta in enumerate(CASES) if meta["inner_layer"] is not None])
+def test_released_answers_under_sdpa(case: int, implementation: str) -> None:
+    """as_released.npz: what the released model class gives under SDPA, whose mask e2e.npz had put back, for the same
+    prompts and visual tokens: 8 greedy tokens and their logits; transformers 4.51.3, torch 2.5.0."""
+    meta, tokens = CASES[case], torch.from_numpy(ARCHIVE[f"{case}_visual"])
+    inner = InnerMerging(meta["inner_layer"], meta["inner_ratio"], as_released=True)
+    ids, logits = answer(tiny(implementation), meta["prompt"], tokens, new=8, inner=inner)
+    with np.load(GOLDEN / "as_released.npz") as archive:
+        np.testing.assert_allclose(logits[0], archive[f"{case}_logits"], rtol=0, atol=1e-3)
+        assert ids.tolist() == archive[f"{case}_generated"].tolist()
+
+
+def test_as_released_is_another_answer() -> None:
+    causal, released = (answer(tiny(), PROMPT, video(25), inner=inner)[1] for inner in (INNER, AS_RELEASED))
+    assert (causal[0, 0] - released[0, 0]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_as_released_padding_is_seen_by_nobody(implementation: str) -> None:
+    model, prompts, videos = tiny(implementation), [PROMPT, PROMPT[2:6]], [video(25), video(12, 1)]
+    together = answer(model, prompts, videos, inner=AS_RELEASED)[1]
+    for i in range(2):
+        alone = answer(model, prompts[i], videos[i], inner=AS_RELEASED)[1]
+        torch.testing.assert_close(together[i], alone[0], rtol=1e-4, atol=1e-4)
+
+
+def test_as_released_is_refused_where_it_cannot_be() -> None:
+    model = tiny()
+    embeds, span = embed_prompt(model, PROMPT, video(25))
+    past = PromptCache(config=model.config)
+    with torch.no_grad():
+        model(inputs_embeds=embeds[:, :28], past_key_values=past, inner=INNER, visual_spans=[span])
+        past.rewind(28)
+        with pytest.raises(InputError, match="the whole prompt in one prefill"):
+            model(inputs_embeds=embeds[:, 28:], past_key_values=past, inner=AS_RELEASED, visual_spans=[span])
+        other = build("flex_attention")
+        with pytest.raises(ConfigError, match="does not go with flex_attention attention"):
+            other(inputs_embeds=embeds, inner=AS_RELEASED, visual_spans=[span])
 
 
 @pytest.mark.parametrize("inner", METHODS)
