@@ -233,7 +233,7 @@ def _inner_from_dict(values: Mapping[str, Any]) -> InnerMerging:
     unknown = sorted(set(values) - set(known))
     if unknown or "layer" not in values:
         raise ConfigError(
-            f"inner has the keys {', '.join(sorted(values))}, it takes layer and optionally ratio, method and as_released"
+            f"inner has the keys {', '.join(sorted(values))}, it takes layer and may have ratio, method, as_released"
         )
     return InnerMerging(**values)
 

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from ..config import InnerMerging
 from ..errors import CheckpointError, InputError
-from ..language.prefix import SharedPrefix, split_prompt
+from ..language.conversation import Conversation
 from ..language.prompt import build_prompt
-from ..language.qwen2 import generate
 from ..video.resize import resize_frames
 from .draw import draw
 from .questions import Question
@@ -123,18 +122,12 @@ def answer(
     inner: InnerMerging | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> tuple[Given, ...]:
-    """Greedy answers to questions about one video [N, L]; without inner merging the video is prefilled once."""
-    prefix: SharedPrefix | None = None
+    """Greedy answers to questions about one video [N, L], which is prefilled once."""
+    talk = Conversation(model.language)
     found = []
     for question in questions:
         prompt = build_prompt(model.tokenizer, question.prompt)
-        if inner is not None:
-            visual = tokens.to(model.language.device)
-            ids = generate(model, prompt, visual, inner=inner, max_new_tokens=max_new_tokens).tolist()
-        else:
-            before, after = split_prompt(prompt)
-            prefix = prefix or SharedPrefix(model.language, before, tokens)
-            ids = prefix.answer(after, max_new_tokens=max_new_tokens)
+        ids = talk.answer(prompt, tokens, inner=inner, max_new_tokens=max_new_tokens).tolist()
         text = model.tokenizer.decode(ids, skip_special_tokens=True)
         found.append(Given(text, tuple(ids), right(text, question)))
     return tuple(found)

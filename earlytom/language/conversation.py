@@ -13,7 +13,6 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from ..config import InnerMerging
 from .cache import PromptCache
 from .decode import CompiledDecoder
-from .prefix import split_prompt
 from .prompt import embed_prompt
 from .qwen2 import Qwen2, check_layer, generate
 
@@ -78,7 +77,7 @@ class Conversation:
             check_layer(language.config, inner)
         reuse = reuse and not (inner is not None and inner.as_released)
         embeds, span = embed_prompt(language, prompt_ids, tokens)
-        before = tuple(split_prompt(prompt_ids)[0])
+        before = tuple(prompt_ids)[: span[0] + 1]
         taken = self._take(visual_tokens, before, inner) if reuse else None
         cache = PromptCache(config=language.config) if taken is None else taken
         first = prefill(language, embeds, span, inner, cache)

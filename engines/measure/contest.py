@@ -17,7 +17,7 @@ from torch import Tensor
 from earlytom.config import EarlyTomConfig, InnerMerging
 from earlytom.errors import ConfigError, EarlyTomError, EngineError, first_line
 from earlytom.flops import prefill_flops, tower_flops, unpruned_config
-from earlytom.language.prefix import SharedPrefix, split_prompt
+from earlytom.language.conversation import Conversation
 from earlytom.language.qwen2 import generate
 
 from .contestants import Entrant, Subject, Tower, open_contestant
@@ -167,14 +167,17 @@ class Course:
     def _ask_again(self, seen: Outcome, tokens: Tensor, remember: bool) -> Outcome | None:
         """The first token of another answer about a video whose keys and values are kept; None where they cannot be."""
         language = self.subject.language
-        before, after = split_prompt(self.subject.prompt)
-        try:
-            prefix = SharedPrefix(language, before, tokens)
-        except ConfigError:
+        if "sliding_attention" in (language.config.layer_types or ()):
             return None
+        talk = Conversation(language)
+
+        def first_token() -> Tensor:
+            return talk.answer(self.subject.prompt, tokens, max_new_tokens=1)
+
+        first_token()
         self._begin(remember)
         with marking(self.watch, (Seam(language.model, BEFORE, SPLICE), Seam(language, AFTER, PREFILL))):
-            ids = prefix.answer(after, max_new_tokens=1)
+            ids = first_token().tolist()
         self.watch.mark(FIRST_TOKEN)
         spans, memory = self._end(remember)
         return replace(seen, spans=spans, ids=tuple(ids), frames=(), memory=memory, second=True)

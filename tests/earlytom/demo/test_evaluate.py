@@ -223,7 +223,7 @@ def test_a_report_counts_compares_and_prints() -> None:
     assert len({len(line) for line in text.splitlines() if line.startswith("| static")}) == 2  # two straight tables
     content = json.loads(json.dumps(report.to_dict()))
     assert content["rows"][4]["accuracy"]["brief"]["right"] == 0 and len(content["questions"]) == 16
-    assert content["rows"][1]["inner"] == {"layer": 4, "ratio": 0.5, "method": "attention"}
+    assert content["rows"][1]["inner"] == {"layer": 4, "ratio": 0.5, "method": "attention", "as_released": False}
     assert len(content["differences"]) == len(compared)
 
 
