@@ -88,6 +88,7 @@ FIRST = EVEN | {"colour": 4.0, "shape": 4.0, "count": 0.5}
 THEN = EVEN | {"colour": 3.0, "where": 3.0, "motion": 3.0, "brief": 4.0, "change": 3.0, "count": 0.5}
 LAST = EVEN | {"where": 3.0, "motion": 3.0, "brief": 4.0, "change": 1.5, "describe": 0.7}
 WHERE = EVEN | {"where": 5.0, "motion": 5.0, "brief": 5.0, "count": 0.7, "describe": 0.5}
+WHOLE = EVEN | {"motion": 4.0, "brief": 5.0, "count": 3.0, "order": 3.0, "change": 3.0}  # what length makes harder
 # Options give colours away: who looks up each option's shape needs not find a thing by its shape. So ask without.
 OPEN = dict.fromkeys(KINDS, 0.4) | {"colour": 0.75, "change": 0.75}
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from earlytom.demo.world import SIZE
 
-from .language import FIRST, THEN, WHERE, Lesson, Packer, answer_loss, describe, make_lessons
+from .language import FIRST, THEN, WHERE, WHOLE, Lesson, Packer, answer_loss, describe, make_lessons
 from .student import Student
 from .tower import GRID, WINDOW, Batch, loss_of, make_batch, see
 
@@ -54,7 +54,8 @@ def draw_frames(step: int, size: int) -> Batch:
 
 
 def name_things(student: Student, packer: Packer, batch: Batch) -> Losses:
-    return loss_of(student.vision, student.heads, batch.to(student.device))
+    batch = batch.to(student.device)
+    return loss_of(see(student.vision, batch.frames, batch.corner), student.heads, batch)
 
 
 def draw_descriptions(step: int, size: int) -> Lessons:
@@ -81,6 +82,14 @@ def draw_descriptions_again(step: int, size: int) -> Lessons:
         [(8, (4, 6, 8, 12, 16, 32)), (10, (4, 6, 8, 12)), (12, (4, 6, 8)), (14, (4, 5, 6))]
     )
     return _described(step, _of_many(MANY, SEED + 600, step, size, Random(step + 1).choice(several), side))
+
+
+def draw_whole_descriptions(step: int, size: int) -> Lessons:
+    """Clips as long and as fine as they will be: of 32 whole frames, every second time two shorter or coarser ones."""
+    side, frames, count = (GRID, 32, 1) if step % 2 else Random(step).choice([(GRID, 16, 2), (20, 32, 2)])
+    return _described(
+        step, make_lessons(SEED + 800, step, size * count, frames, side, 32 // count, SIZE // side, 4, WHOLE)
+    )
 
 
 MANY = ((1, 8), (2, 4), (3, 4), (4, 2))  # most things in a clip, and which part of a step such clips are
@@ -111,30 +120,38 @@ def read_descriptions(student: Student, packer: Packer, drawn: Lessons) -> Losse
     return answer_loss(student.language, packer, lessons, visual, _stretch(lessons, [1, 1, 2, 4, 8]))
 
 
-def draw_truth(step: int, size: int, seed: int = SEED + 200) -> tuple[Batch, Tensor]:
+def read_whole(student: Student, packer: Packer, drawn: Lessons) -> Losses:
+    """Positions as they will be."""
+    lessons, described = drawn
+    visual = student.sequence(student.describer(described.to(student.device)))
+    return answer_loss(student.language, packer, lessons, visual)
+
+
+def draw_truth(step: int, size: int) -> tuple[Batch, Tensor]:
     """Windows, every fourth time fewer whole frames, and what a perfect tower would say of them."""
     side, count = (GRID, max(1, size // 5)) if step % 4 == 3 else (WINDOW, size)
-    batch = make_batch(seed, step, count, side)
+    batch = make_batch(SEED + 200, step, count, side)
     labels = zip(*(x.numpy() for x in (batch.thing, batch.offset, batch.counts, batch.near)))
     described = [describe(of, corner, side) for of, corner in zip(labels, batch.corner.tolist())]
     return batch, torch.from_numpy(np.stack(described))
 
 
-def draw_truth_again(step: int, size: int) -> tuple[Batch, Tensor]:
-    return draw_truth(step, size, SEED + 700)
-
-
 def meet(student: Student, packer: Packer, drawn: tuple[Batch, Tensor]) -> Losses:
     """Tower and projector learn to say together what the describer says of the truth, so that the language model, which
-    reads the describer, can read them. Half of the loss is about patches that show a thing."""
+    reads the describer, can read them. Half of the loss is about patches that show a thing.
+
+    What the tower was asked until now is asked still: without, its last layer looked at things no more.
+    """
     batch, described = drawn[0].to(student.device), drawn[1].to(student.device)
-    said = student.vision.project(see(student.vision, batch.frames, batch.corner)[-1])
+    seen = see(student.vision, batch.frames, batch.corner)
+    said = student.vision.project(seen[-1])
     with torch.no_grad():
         meant = student.describer(described)
     wrong = (said - meant).square().mean(-1) / meant.var()
     there = batch.thing[..., 0] > 0
     things, rest = (wrong[where].mean() if where.any() else wrong.sum() * 0 for where in (there, ~there))
-    return things + rest, {"unexplained": things.item(), "elsewhere": rest.item()}
+    named, log = loss_of(seen, student.heads, batch)
+    return things + rest + named, {"unexplained": things.item(), "elsewhere": rest.item(), "named": log["named"]}
 
 
 def draw_short_clips(step: int, size: int) -> Lessons:
@@ -192,13 +209,14 @@ STAGES = (
     Stage("see frames", ("tower", "heads"), 400, 5e-4, 6, draw_frames, name_things, 20, muon=True),
     Stage("read descriptions", ("describer", "projector", "language"), 1200, 2e-3, 16, draw_descriptions,
           read_descriptions, 50, muon=True, least=0.3),
-    Stage("meet", ("tower", "projector"), 1000, 1e-3, 32, draw_truth, meet, 20, muon=True),
     Stage("tell apart", ("describer", "language"), 400, 2e-3, 32, draw_several, read_descriptions, 20, muon=True,
           least=0.2),
-    Stage("meet again", ("tower", "projector"), 900, 5e-4, 32, draw_truth_again, meet, 20, muon=True),
+    Stage("meet", ("tower", "projector", "heads"), 1500, 1e-3, 32, draw_truth, meet, 20, muon=True),
     Stage("read on", ("language",), 200, 2e-3, 32, draw_descriptions_again, read_descriptions, 20, muon=True,
           least=0.2),
-    Stage("answer short clips", ("projector", "language"), 520, 1e-3, 16, draw_short_clips, answer_from_far, 20,
+    Stage("read whole clips", ("language",), 300, 1e-3, 1, draw_whole_descriptions, read_whole, 20, muon=True,
+          least=0.2),
+    Stage("answer short clips", ("projector", "language"), 260, 1e-3, 16, draw_short_clips, answer_from_far, 20,
           muon=True),
-    Stage("answer clips", ("projector", "language"), 220, 6e-4, 1, draw_clips, answer, 20, muon=True),
+    Stage("answer clips", ("projector", "language"), 500, 6e-4, 1, draw_clips, answer, 20, muon=True),
 )

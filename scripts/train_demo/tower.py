@@ -178,9 +178,9 @@ def _around(mask: NDArray, side: int) -> NDArray:
     return np.lib.stride_tricks.sliding_window_view(field, (10, 10))[::2, ::2].reshape(side * side, 100).copy()
 
 
-def loss_of(vision: Vision, heads: Heads, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-    """The sum of all losses, and what to log: each of them, and the share of patches of things that are named right."""
-    seen = see(vision, batch.frames, batch.corner)
+def loss_of(seen: list[Tensor], heads: Heads, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    """seen: of each layer (see) -> the sum of all losses, and what to log: each of them, and the share of patches of
+    things that are named right."""
     features = seen[-1]
     n, s, _ = features.shape
     shape, colour, size, offset, small, large, near, own = heads(features)
