@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, TypedDict
 
 from .errors import ConfigError
@@ -36,7 +36,7 @@ class InnerMerging:
     layer: int
     ratio: float = 0.5
     method: str = "attention"
-    as_released: bool = False
+    as_released: bool = field(default=False, metadata={"may_lack": True})  # as manifests from before it do
 
     def __post_init__(self) -> None:
         if isinstance(self.layer, bool) or not isinstance(self.layer, int) or self.layer < 1:

@@ -223,6 +223,17 @@ def test_settings_of_an_engine_as_earlier_versions_wrote_them() -> None:
     assert "manifest.engines[0].settings has no tf32" in refusal(lambda: Manifest.from_json(sign(body)))
 
 
+def test_inner_merging_as_earlier_versions_wrote_it() -> None:
+    """Before it could be as released."""
+    inner = InnerMerging(2, 0.25)
+    body = body_of(replace(make_manifest(), config=replace(CONFIG, inner=inner)))
+    del body["config"]["inner"]["as_released"]
+    assert Manifest.from_json(sign(body)).config.inner == inner
+    body["config"]["inner"]["as_released"] = True
+    released = Manifest.from_json(sign(body)).config.inner
+    assert released is not None and released.as_released
+
+
 def test_the_request_key_depends_on_the_request_alone() -> None:
     assert request_key({"a": 1, "b": [2]}) == request_key({"b": (2,), "a": 1}) != request_key({"a": 1, "b": [3]})
 
