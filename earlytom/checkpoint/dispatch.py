@@ -20,14 +20,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import ConfigError, first_line
-from .device_map import EMBEDDING, HEAD, Place, Placement, main_device, place_blocks, read_device_map
+from .device_map import EMBEDDING, HEAD, UNMOVED, Place, Placement, main_device, place_blocks, read_device_map
 from .keys import Slot
 
 if TYPE_CHECKING:
     from ..language.qwen2 import Qwen2
-
-UNMOVED = ["past_key_values", "visual_spans", "prefilled"]  # arguments that accelerate leaves where they are
-
 
 @dataclass(frozen=True)
 class Spreading:
