@@ -91,6 +91,8 @@ def load(
     spreading = None if device_map is None else Spreading.of(device_map, offload_folder)
     if spreading is not None and ("language" not in parts or torch.device(device).type == "meta"):
         raise InputError("a device map spreads the language model's weights: load that part, and not on device meta")
+    if spreading is None and offload_folder is not None:
+        raise InputError("an offload folder goes with a device map, without which nothing is put on disk")
     where = torch.device(device) if spreading is None else spreading.main
     attn_implementation = attn_implementation or best_attention(where, dtype)
     asked = (dtype, torch.device(device), parts, attn_implementation, pooling, check, spreading)
