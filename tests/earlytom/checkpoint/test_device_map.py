@@ -73,7 +73,7 @@ def test_answers_are_those_of_the_model_in_one_place(places: dict[str, Place], t
 def test_released_answers_also_to_a_second_question(case: int, tmp_path: Path) -> None:
     prompt, tokens, inner = CASES[case]["prompt"], torch.from_numpy(ARCHIVE[f"{case}_visual"]), released(case)
     k = inner.layer if inner else 3
-    language = spread(tmp_path, CPU | {f"model.layers.{k - 1}": "disk"}).language
+    language = spread(tmp_path, CPU | {f"model.layers.{k - 1}": "disk", "lm_head": "disk"}).language
     conversation = Conversation(language)
     conversation.answer([*prompt[: prompt.index(VIDEO_TOKEN) + 1], 9, 8, 7], tokens, inner=inner, max_new_tokens=3)
     lengths: list[int] = []

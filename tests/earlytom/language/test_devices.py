@@ -13,6 +13,7 @@ from accelerate import dispatch_model
 from accelerate.hooks import AlignDevicesHook, SequentialHook, add_hook_to_module
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from earlytom.checkpoint.device_map import UNMOVED, Placement, place_blocks
 from earlytom.config import InnerMerging
@@ -27,11 +28,22 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 TWO_CARDS = place_blocks({"model": 0, "lm_head": 1, "model.layers.2": 1, "model.layers.4": 1}, 6, tied=False)
 
 
+class StrictIndexing(TorchDispatchMode):
+    """Refuses indices on another card than the tensor, which fake tensors let pass."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in (torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_):
+            for index in args[1]:
+                if index is not None and index.device not in (args[0].device, torch.device("cpu")):
+                    raise RuntimeError(f"an index on {index.device} of a tensor on {args[0].device}: two devices")
+        return func(*args, **(kwargs or {}))
+
+
 @pytest.fixture
 def fake_cards(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     tiny()  # is kept: its values must be real
     monkeypatch.setattr(AlignDevicesHook, "init_hook", lambda self, module: module)  # weights are there: on_cards
-    with FakeTensorMode():
+    with FakeTensorMode(), StrictIndexing():
         yield
 
 
@@ -51,6 +63,8 @@ def on_cards(placement: Placement) -> Qwen2:
 def test_the_fake_cards_refuse_what_real_ones_do(fake_cards: None) -> None:
     with pytest.raises(RuntimeError, match="two devices"):
         torch.empty(2, device="cuda:0") + torch.empty(2, device="cuda:1")
+    with pytest.raises(RuntimeError, match="two devices"):
+        torch.empty(2, device="cuda:0")[torch.empty(2, dtype=torch.int64, device="cuda:1")]
 
 
 @pytest.mark.parametrize("k", [2, 3, 4])
