@@ -195,7 +195,8 @@ def _load(
     )
     if check is not None:
         check(identity)
-    language, tokenizer, eos = modules.get("language"), None, config.eos_token_ids
+    language: Any = modules.get("language")
+    tokenizer, eos = None, config.eos_token_ids
     if language is not None:
         tokenizer = _tokenizer(directory, language.config)
         if not eos and tokenizer is not None and tokenizer.eos_token_id is not None:

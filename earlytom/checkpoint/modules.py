@@ -121,16 +121,16 @@ def _share_layers(language: Qwen2, model: torch.nn.Module, keys: Mapping[Slot | 
     embedding, head = (
         keys["language", name].removesuffix(".weight") for name in ("model.embed_tokens.weight", "lm_head.weight")
     )
-    body = model.get_submodule(embedding.rpartition(".")[0])
+    body: Any = model.get_submodule(embedding.rpartition(".")[0])
+    lm_head: Any = model.get_submodule(head)
     for name, _ in list(language.model.named_children()):
         setattr(language.model, name, getattr(body, name))
-    language.lm_head = model.get_submodule(head)
+    language.lm_head = lm_head
     language.config._attn_implementation = body.config._attn_implementation
     if hasattr(model, "hf_device_map"):
         language.hf_device_map = model.hf_device_map
     # As accelerate has it at the top of a model: what comes out is where the input was.
-    hook = AlignDevicesHook(language.device, io_same_device=True, skip_keys=UNMOVED)
-    add_hook_to_module(language, hook)
+    add_hook_to_module(language, AlignDevicesHook(language.device, io_same_device=True, skip_keys=UNMOVED))
 
 
 def _probe(model: torch.nn.Module) -> tuple[tuple[int, torch.dtype], ...]:
