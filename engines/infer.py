@@ -37,7 +37,7 @@ def parser() -> Parser:
     add("--checkpoint", metavar="PATH|HUB_ID", help="the weights, if they are not where the bundle says")
     add("--device", help="of the language model: cpu, cuda, ... (default cuda where there is one)")
     add("--device-map", metavar="auto|FILE",
-        help="spread the language model over cards, memory and disk (accelerate): as it fits, or by a JSON file")
+        help="in place of --device: spread the LLM over cards, memory and disk, as it fits or by a JSON file")
     add("--offload-folder", type=Path, metavar="DIR", help="with --device-map: for what of the model lies on disk")
     add("--llm-dtype", choices=tuple(DTYPES), help="default bf16 on a GPU, fp32 on a CPU")
     add("--attention", choices=("sdpa", "eager", "flash_attention_2"), help="of the LLM (default: the best there is)")

@@ -61,7 +61,8 @@ class Spreading:
     def place(self, language: Qwen2, dtype: torch.dtype) -> Placement:
         """Where each block of a model without weights, to be loaded in `dtype`, goes. Raises ConfigError.
 
-        By itself as transformers does it: evenly over the cards, 90 % of a single one, then memory, then disk.
+        By itself as transformers does it: evenly over the cards, 90 % of a single one, then 90 % of the free memory,
+        then disk.
         """
         given = self.places
         if given is None:
@@ -70,6 +71,7 @@ class Spreading:
             language.tie_weights()  # or one matrix would count twice
             options: dict[str, Any] = {"dtype": dtype, "no_split_module_classes": ["Qwen2DecoderLayer"]}
             memory = get_balanced_memory(language, **options)
+            memory["cpu"] *= 0.9  # what accelerate gives is all that is free
             given = dict(infer_auto_device_map(language, max_memory=memory, **options))
         config = language.config
         placement = place_blocks(given, config.num_hidden_layers, tied=bool(config.tie_word_embeddings))
@@ -79,7 +81,7 @@ class Spreading:
         return placement
 
 
-class Spread:
+class Dispatcher:
     """The weights of one language model on their way to their places; what was written is removed on an error."""
 
     def __init__(self, placement: Placement, folder: Path | None, other: torch.device) -> None:
@@ -146,7 +148,7 @@ class Spread:
         if self.directory is not None:
             weakref.finalize(language, shutil.rmtree, self.directory, ignore_errors=True)
 
-    def __enter__(self) -> Spread:
+    def __enter__(self) -> Dispatcher:
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:

@@ -15,7 +15,7 @@ from ..config import POOLING
 from ..errors import CheckpointError, InputError, first_line
 from ..vision.geometry import VisionGeometry
 from ..vision.siglip import Vision
-from .dispatch import Spread, Spreading
+from .dispatch import Dispatcher, Spreading
 from .files import INDEX, read_header, read_index, tensor_files
 from .formats import read_config
 from .identity import CheckpointIdentity, weights_digest
@@ -203,11 +203,12 @@ def _load(
             eos = (tokenizer.eos_token_id,)
     if spreading is not None:
         placement = spreading.place(language, dtype)
-        with Spread(placement, spreading.folder, device) as spread:
-            spread.check_room(needed, dtype)
-            assign(modules, config, read_tensors(directory, homes, found, dtype, spread.device, spread.keep))
+        with Dispatcher(placement, spreading.folder, device) as dispatcher:
+            dispatcher.check_room(needed, dtype)
+            tensors = read_tensors(directory, homes, found, dtype, dispatcher.device, dispatcher.keep)
+            assign(modules, config, tensors)
             finish(language, torch.device(placement.main), eos)
-            spread.dispatch(language)
+            dispatcher.dispatch(language)
     else:
         if device.type == "meta":
             tensors = {slot: torch.empty(shape, dtype=dtype, device=device) for slot, shape in needed.items()}
