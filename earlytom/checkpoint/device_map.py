@@ -15,7 +15,6 @@ from .keys import summarise
 Place = int | str  # the number of a card, "cpu" or "disk"
 AUTO = "auto"
 EMBEDDING, ROTARY, HEAD = "model.embed_tokens", "model.rotary_emb", "lm_head"
-UNMOVED = ["past_key_values", "visual_spans", "prefilled"]  # arguments that accelerate leaves where they are
 
 
 def read_device_map(given: str | Path | Mapping[str, Any]) -> dict[str, Place] | None:

@@ -1,6 +1,6 @@
 """A language model's weights spread over cards, memory and disk, by accelerate: each goes straight to its place.
 
-accelerate is imported here alone, when a model is to be spread.
+accelerate is imported here alone, and only when a model is spread.
 """
 
 from __future__ import annotations
@@ -20,11 +20,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import ConfigError, first_line
-from .device_map import EMBEDDING, HEAD, UNMOVED, Place, Placement, main_device, place_blocks, read_device_map
+from .device_map import EMBEDDING, HEAD, Place, Placement, main_device, place_blocks, read_device_map
 from .keys import Slot
 
 if TYPE_CHECKING:
     from ..language.qwen2 import Qwen2
+
+UNMOVED = ["past_key_values", "visual_spans", "prefilled"]  # arguments that accelerate leaves where they are
+
 
 @dataclass(frozen=True)
 class Spreading:
@@ -71,7 +74,8 @@ class Spreading:
             language.tie_weights()  # or one matrix would count twice
             options: dict[str, Any] = {"dtype": dtype, "no_split_module_classes": ["Qwen2DecoderLayer"]}
             memory = get_balanced_memory(language, **options)
-            memory["cpu"] *= 0.9  # what accelerate gives is all that is free
+            free = memory.pop("mps", None) or memory.pop("cpu")  # a Mac's memory is named so
+            memory["cpu"] = 0.9 * free  # last: what is placed by itself goes to cards first
             given = dict(infer_auto_device_map(language, max_memory=memory, **options))
         config = language.config
         placement = place_blocks(given, config.num_hidden_layers, tied=bool(config.tie_word_embeddings))
@@ -157,6 +161,13 @@ class Dispatcher:
 
     def _on_disk(self, slot: Slot) -> bool:
         return slot[0] == "language" and self.placement.of(slot[1]) == "disk"
+
+
+def keep_output_with_input(language: Qwen2) -> None:
+    """What accelerate has at the top of a model that it spreads: what comes out is where the prompt was."""
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+
+    add_hook_to_module(language, AlignDevicesHook(language.device, io_same_device=True, skip_keys=UNMOVED))
 
 
 def _place_of(device: str) -> Place:

@@ -11,7 +11,7 @@ import torch
 
 from ..errors import CheckpointError, InputError
 from ..vision.siglip import Vision
-from .device_map import UNMOVED
+from .dispatch import keep_output_with_input
 from .formats import CheckpointConfig
 from .keys import PARTS, Slot, Stored, Unused, locate, match
 
@@ -116,8 +116,6 @@ def _vision_device(where: Path, tensors: Mapping[Slot, torch.Tensor]) -> torch.d
 
 def _share_layers(language: Qwen2, model: torch.nn.Module, keys: Mapping[Slot | None, str]) -> None:
     """Make the language modules of a live model those of `language`, hooks and all. keys: slot -> name in the model."""
-    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
-
     embedding, head = (
         keys["language", name].removesuffix(".weight") for name in ("model.embed_tokens.weight", "lm_head.weight")
     )
@@ -129,8 +127,7 @@ def _share_layers(language: Qwen2, model: torch.nn.Module, keys: Mapping[Slot | 
     language.config._attn_implementation = body.config._attn_implementation
     if hasattr(model, "hf_device_map"):
         language.hf_device_map = model.hf_device_map
-    # As accelerate has it at the top of a model: what comes out is where the input was.
-    add_hook_to_module(language, AlignDevicesHook(language.device, io_same_device=True, skip_keys=UNMOVED))
+    keep_output_with_input(language)
 
 
 def _probe(model: torch.nn.Module) -> tuple[tuple[int, torch.dtype], ...]:

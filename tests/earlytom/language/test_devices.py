@@ -15,7 +15,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from earlytom.checkpoint.device_map import UNMOVED, Placement, place_blocks
+from earlytom.checkpoint.device_map import Placement, place_blocks
+from earlytom.checkpoint.dispatch import UNMOVED
 from earlytom.config import InnerMerging
 from earlytom.language.cache import PromptCache
 from earlytom.language.conversation import prefill
