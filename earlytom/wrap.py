@@ -40,7 +40,8 @@ def earlytom(
     """Give `model` EarlyTom and return it; `restore` takes it back.
 
     model: a transformers LlavaOnevisionForConditionalGeneration, or LLaVA-NeXT's LlavaQwenForCausalLM (known by the
-    names of its modules), on one device. retain: share of the visual tokens to keep (default 0.2). settings: of
+    names of its modules), on one device, or spread and offloaded by accelerate (`device_map=`) with its vision tower,
+    projector and newline on one. retain: share of the visual tokens to keep (default 0.2). settings: of
     EarlyTomConfig; or a whole `config`. Without one, the published VideoMME settings hold, overridden by the released
     code's environment variables, read here and now, overridden by what is passed.
 
@@ -49,7 +50,7 @@ def earlytom(
     then have `frames` frames.
 
     Raises ConfigError on settings that do not fit the model, InputError on another kind of model, or on one whose
-    weights are not all on one device.
+    weights lie otherwise.
     """
     restore(model)
     wrapper = Wrapper(model, retain, config, environ, settings)

@@ -36,6 +36,9 @@ def parser() -> Parser:
         help="with --engine torch: frame counts that follow the data, as published, in place of the bundle's")
     add("--checkpoint", metavar="PATH|HUB_ID", help="the weights, if they are not where the bundle says")
     add("--device", help="of the language model: cpu, cuda, ... (default cuda where there is one)")
+    add("--device-map", metavar="auto|FILE",
+        help="in place of --device: spread the LLM over cards, memory and disk, as it fits or by a JSON file")
+    add("--offload-folder", type=Path, metavar="DIR", help="with --device-map: for what of the model lies on disk")
     add("--llm-dtype", choices=tuple(DTYPES), help="default bf16 on a GPU, fp32 on a CPU")
     add("--attention", choices=("sdpa", "eager", "flash_attention_2"), help="of the LLM (default: the best there is)")
     add("--compile", action="store_true",
@@ -75,15 +78,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         made.error("--temperature goes with --sample")
     if arguments.frame_budgets == "data" and arguments.engine != "torch":
         made.error("--frame-budgets data goes with --engine torch: an engine's frame counts are fixed")
+    if arguments.offload_folder is not None and arguments.device_map is None:
+        made.error("--offload-folder goes with --device-map")
+    if arguments.compile and arguments.device_map is not None:
+        made.error("--compile does not go with --device-map: one graph moves no weights or inputs")
     return guarded("earlytom-infer", lambda: run(arguments))
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from earlytom.checkpoint.device_map import read_device_map
     from earlytom.video import check_picture_path, read_frames
 
     from .bundle.reader import read_bundle
     from .opening import open_pipeline
 
+    if arguments.device_map is not None:
+        read_device_map(arguments.device_map)  # a file that is none is told before a video is read
     if arguments.explain:
         check_picture_path(arguments.explain)
     bundle = read_bundle(arguments.bundle)
@@ -96,7 +106,8 @@ def run(arguments: argparse.Namespace) -> int:
     with open_pipeline(
         bundle, checkpoint=arguments.checkpoint, engine=arguments.engine, device=arguments.device,
         dtype=arguments.llm_dtype, attention=arguments.attention, frame_budgets=arguments.frame_budgets,
-        compile=arguments.compile, threads=arguments.threads, cuda_graph=not arguments.no_cuda_graph,
+        compile=arguments.compile, device_map=arguments.device_map, offload_folder=arguments.offload_folder,
+        threads=arguments.threads, cuda_graph=not arguments.no_cuda_graph,
     ) as pipeline:
         loaded = time.perf_counter() - start
         _note(arguments, f"engine: {_engine(pipeline, arguments.verbose)}")

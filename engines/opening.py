@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -93,6 +94,8 @@ def open_pipeline(
     attention: str | None = None,
     frame_budgets: str = "bundle",
     compile: bool = False,
+    device_map: str | Path | Mapping[str, Any] | None = None,
+    offload_folder: str | Path | None = None,
     **options: Any,
 ) -> VideoPipeline:
     """A bundle's engine with the language model of its checkpoint: answers questions about videos.
@@ -103,8 +106,9 @@ def open_pipeline(
     bf16, by default bf16 on a GPU and fp32 on a CPU; attention: of the language model, as transformers names it, by
     default the best there is; frame_budgets: the "bundle"'s, or with engine "torch" those of the "data", as published;
     compile: decode with torch.compile and a static cache, on a card with CUDA graphs: the same tokens, sooner, after a
-    first answer that takes longer; options: of OpenOptions, for the engine. Close the pipeline, or use it as a context
-    manager.
+    first answer that takes longer; device_map, offload_folder: spread the language model over cards, memory and disk,
+    see `earlytom.load`, and `device` is then that of engine torch's tower; options: of OpenOptions, for the engine.
+    Close the pipeline, or use it as a context manager.
 
     The engine is opened before the language model is read: what cannot run is refused in a second. Raises BundleError,
     CheckpointError (other weights than the bundle's among it), ConfigError, EngineError.
@@ -125,8 +129,15 @@ def open_pipeline(
             f"frame_budgets is {frame_budgets!r} with engine {engine}: an engine has the bundle's, and frame counts "
             "that follow the data need engine torch"
         )
-    where = torch_device(device)
-    kind = torch_dtype(dtype or ("fp32" if where.type == "cpu" else "bf16"))
+    where = computes = torch_device(device)
+    if device_map is not None:
+        from earlytom.checkpoint.dispatch import Spreading
+
+        if compile:
+            raise ConfigError("compiled decoding does not go with a device map: one graph moves no weights or inputs")
+        spreading = Spreading.of(device_map, offload_folder)
+        device_map, computes = spreading.places or "auto", spreading.main
+    kind = torch_dtype(dtype or ("fp32" if computes.type == "cpu" else "bf16"))
     name = str(checkpoint or manifest.checkpoint["name"])
     reading: dict[str, Any] = {"device": where, "pooling": config.pooling, "check": bundle.check_weights}
     if engine != "auto" and ENGINES[engine].needs_weights:
@@ -136,6 +147,7 @@ def open_pipeline(
     adaptive = frame_budgets == "data"
     encoder: Any = AdaptiveTower(options["vision"], config) if adaptive else open_runner(bundle, engine, **options)
     try:
+        reading |= {"device_map": device_map, "offload_folder": offload_folder}
         model = load(name, parts=("language",), dtype=kind, attn_implementation=attention, **reading)
         return VideoPipeline(encoder, model, config, compile=compile)
     except BaseException:

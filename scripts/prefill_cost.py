@@ -27,7 +27,8 @@ from earlytom.language.cache import PromptCache
 from earlytom.language.conversation import prefill
 from earlytom.language.geometry import PUBLISHED
 from earlytom.language.prompt import VIDEO_TOKEN, embed_prompt
-from earlytom.language.qwen2 import Qwen2, last_query_attention
+from earlytom.language.qwen2 import Qwen2
+from earlytom.language.score import last_query_attention
 
 TEXT = 10  # tokens of the prompt before the video, and behind it
 

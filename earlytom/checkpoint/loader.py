@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from ..config import POOLING
 from ..errors import CheckpointError, InputError, first_line
 from ..vision.geometry import VisionGeometry
 from ..vision.siglip import Vision
+from .dispatch import Dispatcher, Spreading
 from .files import INDEX, read_header, read_index, tensor_files
 from .formats import read_config
 from .identity import CheckpointIdentity, weights_digest
@@ -57,6 +58,8 @@ def load(
     attn_implementation: str | None = None,
     pooling: str | None = None,
     check: Callable[[CheckpointIdentity], None] | None = None,
+    device_map: str | Path | Mapping[str, Any] | None = None,
+    offload_folder: str | Path | None = None,
 ) -> Model:
     """Load a checkpoint's weights, those of `parts` only, cast to `dtype` on `device`; modules are in eval mode.
 
@@ -69,8 +72,14 @@ def load(
     is read, and may raise. Tensors are read one at a time into modules that hold nothing before, so memory never holds
     more than the model and one tensor.
 
+    device_map: spreads the language part over cards, memory and disk with accelerate, in place of `device`, which is
+    that of the vision part then: "auto", a JSON file, or a map from its modules (model.embed_tokens, model.layers.0,
+    model.norm, lm_head; "" or "model.layers" for all below) to the number of a card, "cpu" or "disk". offload_folder:
+    holds what lies on disk, cast to `dtype`, as long as the model is there.
+
     Raises CheckpointError, one sentence, when there is no such checkpoint, when it is foreign, damaged or incomplete,
-    and when tensors are missing, unexpected, misshapen or of an unreadable dtype, all listed; InputError on arguments.
+    and when tensors are missing, unexpected, misshapen or of an unreadable dtype, all listed; InputError on arguments,
+    ConfigError on a device map that does not fit the model or the machine.
     """
     if isinstance(parts, str) or not parts or set(parts) - set(PARTS):
         raise InputError(f"parts is {parts!r}, it must be a tuple of one or both of {' and '.join(PARTS)}")
@@ -79,8 +88,14 @@ def load(
     if pooling not in (None, *POOLING):
         raise InputError(f"pooling is {pooling!r}, it must be one of {', '.join(POOLING)}")
     parts = tuple(part for part in PARTS if part in parts)
-    attn_implementation = attn_implementation or best_attention(torch.device(device), dtype)
-    asked = (dtype, torch.device(device), parts, attn_implementation, pooling, check)
+    spreading = None if device_map is None else Spreading.of(device_map, offload_folder)
+    if spreading is not None and ("language" not in parts or torch.device(device).type == "meta"):
+        raise InputError("a device map spreads the language model's weights: load that part, and not on device meta")
+    if spreading is None and offload_folder is not None:
+        raise InputError("an offload folder goes with a device map, without which nothing is put on disk")
+    where = torch.device(device) if spreading is None else spreading.main
+    attn_implementation = attn_implementation or best_attention(where, dtype)
+    asked = (dtype, torch.device(device), parts, attn_implementation, pooling, check, spreading)
     if str(checkpoint) == "demo":
         from .demo import write_demo
 
@@ -150,6 +165,7 @@ def _load(
     attn_implementation: str,
     pooling: str | None,
     check: Callable[[CheckpointIdentity], None] | None,
+    spreading: Spreading | None,
 ) -> Model:
     config = read_config(directory)
     if pooling is not None:
@@ -179,18 +195,28 @@ def _load(
     )
     if check is not None:
         check(identity)
-    if device.type == "meta":
-        tensors = {slot: torch.empty(shape, dtype=dtype, device=device) for slot, shape in needed.items()}
-    else:
-        tensors = read_tensors(directory, homes, found, dtype, device)
-    assign(modules, config, tensors)
-
-    language, tokenizer, eos = modules.get("language"), None, config.eos_token_ids
+    language: Any = modules.get("language")
+    tokenizer, eos = None, config.eos_token_ids
     if language is not None:
         tokenizer = _tokenizer(directory, language.config)
         if not eos and tokenizer is not None and tokenizer.eos_token_id is not None:
             eos = (tokenizer.eos_token_id,)
-        finish(language, device, eos)
+    if spreading is not None:
+        placement = spreading.place(language, dtype)
+        with Dispatcher(placement, spreading.folder, device) as dispatcher:
+            dispatcher.check_room(needed, dtype)
+            tensors = read_tensors(directory, homes, found, dtype, dispatcher.device, dispatcher.keep)
+            assign(modules, config, tensors)
+            finish(language, torch.device(placement.main), eos)
+            dispatcher.dispatch(language)
+    else:
+        if device.type == "meta":
+            tensors = {slot: torch.empty(shape, dtype=dtype, device=device) for slot, shape in needed.items()}
+        else:
+            tensors = read_tensors(directory, homes, found, dtype, lambda slot: device)
+        assign(modules, config, tensors)
+        if language is not None:
+            finish(language, device, eos)
     return Model(modules.get("vision"), language, tokenizer, identity, eos)
 
 

@@ -11,6 +11,7 @@ import torch
 
 from ..errors import CheckpointError, InputError
 from ..vision.siglip import Vision
+from .dispatch import keep_output_with_input
 from .formats import CheckpointConfig
 from .keys import PARTS, Slot, Stored, Unused, locate, match
 
@@ -71,25 +72,62 @@ class SharedParts:
 
 
 def share_weights(model: torch.nn.Module, config: CheckpointConfig) -> SharedParts:
-    """Our modules over the tensors of a live model of either format (see `live_config`), on its one device.
+    """Our modules over the tensors of a live model of either format (see `live_config`).
 
-    Raises InputError when its weights are on several devices, or offloaded by accelerate, which leaves them on the
-    meta device but while their modules run; CheckpointError listing what is missing, unexpected or misshapen.
+    Of one that accelerate has spread over several devices, or offloaded, Qwen2 holds the model's own decoder layers,
+    whose hooks bring inputs and weights together. Raises InputError when the vision part is not on one device, or the
+    rest on several without hooks; CheckpointError listing what is missing, unexpected or misshapen.
     """
     where = Path(f"<{type(model).__name__}>")
     state = model.state_dict()
-    devices = sorted({str(tensor.device) for tensor in state.values()})
-    if len(devices) != 1 or devices == ["meta"]:
-        raise InputError(
-            f"the weights of {where} are on {' and '.join(devices)}, EarlyTom needs all of them on one device and none "
-            "offloaded: load the model without offloading, with device_map=None or a single device"
-        )
     stored = {key: Stored("F32", tuple(tensor.shape)) for key, tensor in state.items()}
     attention = getattr(model.config, "_attn_implementation", None) or "sdpa"
     modules, _, found = empty_modules(where, config, stored, PARTS, str(attention))
-    assign(modules, config, {slot: state[key] for slot, key in found.items()})
-    finish(modules["language"], modules["vision"].device, ())
-    return SharedParts(modules["vision"], modules["language"], _probe(model))
+    tensors = {slot: state[key] for slot, key in found.items()}
+    language, vision_device = modules["language"], _vision_device(where, tensors)
+    devices = {tensor.device for tensor in tensors.values()}
+    if len(devices) == 1:
+        assign(modules, config, tensors)
+        finish(language, vision_device, ())
+    elif any(hasattr(module, "_hf_hook") for module in model.modules()):
+        assign({"vision": modules["vision"]}, config, tensors)
+        _share_layers(language.eval(), model, {locate(key, config.format): key for key in state})
+    else:
+        names = " and ".join(sorted(map(str, devices)))
+        raise InputError(
+            f"the weights of {where} are on {names}, without accelerate's hooks that go with that: load the model with "
+            "device_map=, or move it to one device"
+        )
+    return SharedParts(modules["vision"], language, _probe(model))
+
+
+def _vision_device(where: Path, tensors: Mapping[Slot, torch.Tensor]) -> torch.device:
+    """The one device of the vision part. Raises InputError; offloaded weights are on the meta device."""
+    devices = {tensor.device for (part, _), tensor in tensors.items() if part == "vision"}
+    if len(devices) > 1 or torch.device("meta") in devices:
+        names = " and ".join(sorted(map(str, devices)))
+        raise InputError(
+            f"the vision tower, projector and newline of {where} are on {names}, EarlyTom needs them on one device and "
+            "not offloaded (meta): load the model with a device_map that puts them together; the language model may be "
+            "spread and offloaded"
+        )
+    return devices.pop()
+
+
+def _share_layers(language: Qwen2, model: torch.nn.Module, keys: Mapping[Slot | None, str]) -> None:
+    """Make the language modules of a live model those of `language`, hooks and all. keys: slot -> name in the model."""
+    embedding, head = (
+        keys["language", name].removesuffix(".weight") for name in ("model.embed_tokens.weight", "lm_head.weight")
+    )
+    body: Any = model.get_submodule(embedding.rpartition(".")[0])
+    lm_head: Any = model.get_submodule(head)
+    for name, _ in list(language.model.named_children()):
+        setattr(language.model, name, getattr(body, name))
+    language.lm_head = lm_head
+    language.config._attn_implementation = body.config._attn_implementation
+    if hasattr(model, "hf_device_map"):
+        language.hf_device_map = model.hf_device_map
+    keep_output_with_input(language)
 
 
 def _probe(model: torch.nn.Module) -> tuple[tuple[int, torch.dtype], ...]:

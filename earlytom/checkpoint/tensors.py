@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -17,12 +17,17 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # what a
 
 
 def read_tensors(
-    directory: Path, files: Mapping[str, str], found: Mapping[Slot, str], dtype: torch.dtype, device: torch.device
+    directory: Path,
+    files: Mapping[str, str],
+    found: Mapping[Slot, str],
+    dtype: torch.dtype,
+    device: Callable[[Slot], torch.device],
+    keep: Callable[[Slot, Tensor], Tensor] = lambda slot, tensor: tensor,
 ) -> dict[Slot, Tensor]:
-    """The tensors of `found` (slot -> stored name), read one at a time, cast to `dtype` and moved to `device`.
+    """The tensors of `found` (slot -> stored name), read one at a time, cast to `dtype` and moved to their `device`.
 
-    files: stored name -> file. Raises CheckpointError, also on a tensor that holds, or becomes in `dtype`, what is not
-    finite.
+    files: stored name -> file; keep: what to hold on to of a tensor that was read. Raises CheckpointError, also on a
+    tensor that holds, or becomes in `dtype`, what is not finite.
     """
     by_file: dict[str, list[tuple[Slot, str]]] = defaultdict(list)
     for slot, key in found.items():
@@ -33,9 +38,10 @@ def read_tensors(
             with safe_open(directory / file, framework="pt", device="cpu") as shard:
                 for slot, key in items:  # a copy: what safe_open gives is a view of the mapped file
                     stored = shard.get_tensor(key)
-                    tensors[slot] = stored.to(device=device, dtype=dtype, copy=True)
-                    if not _finite(tensors[slot]):
+                    tensor = stored.to(device=device(slot), dtype=dtype, copy=True)
+                    if not _finite(tensor):
                         raise CheckpointError(_what_is_not_finite(directory / file, key, stored, dtype))
+                    tensors[slot] = keep(slot, tensor)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{directory / file} cannot be read: {error}") from None
     return tensors

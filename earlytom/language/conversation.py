@@ -27,12 +27,14 @@ SIMPLE = {
 
 @dataclass(frozen=True)
 class Remembered:
-    """A video that was asked about: its tokens, the prompt's ids up to and with it, the merging, and what is cached."""
+    """A video that was asked about: its tokens, the prompt's ids up to and with it, the merging, what is cached, and
+    where and in which dtype the model was then."""
 
     visual_tokens: Tensor
     before: tuple[int, ...]
     inner: InnerMerging | None
     cache: PromptCache
+    weights: tuple[torch.device, torch.dtype]
 
 
 class Conversation:
@@ -69,14 +71,13 @@ class Conversation:
         where what a video's tokens become hangs on the question behind them.
         """
         language = self.language
-        tokens = visual_tokens.to(language.device)
         if not self._simple(generate_kwargs):
             settings = generate_kwargs | {"inner": inner, "max_new_tokens": max_new_tokens}
-            return generate(language, prompt_ids, tokens, **settings)
+            return generate(language, prompt_ids, visual_tokens, **settings)
         if inner is not None:
             check_layer(language.config, inner)
         reuse = reuse and not (inner is not None and inner.as_released)
-        embeds, span = embed_prompt(language, prompt_ids, tokens)
+        embeds, span = embed_prompt(language, prompt_ids, visual_tokens)
         before = tuple(prompt_ids)[: span[0] + 1]
         taken = self._take(visual_tokens, before, inner) if reuse else None
         cache = PromptCache(config=language.config) if taken is None else taken
@@ -90,7 +91,7 @@ class Conversation:
         )
         if reuse:
             cache.rewind(sum(span))
-            self._last = Remembered(visual_tokens, before, inner, cache)
+            self._last = Remembered(visual_tokens, before, inner, cache, self._weights())
         return ids
 
     def _take(self, visual_tokens: Tensor, before: tuple[int, ...], inner: InnerMerging | None) -> PromptCache | None:
@@ -98,9 +99,12 @@ class Conversation:
         last, self._last = self._last, None
         if last is None or last.visual_tokens is not visual_tokens or (last.before, last.inner) != (before, inner):
             return None
-        keys = last.cache.layers[0].keys
+        return last.cache if last.weights == self._weights() else None
+
+    def _weights(self) -> tuple[torch.device, torch.dtype]:
+        """What tells that the model was moved or cast since: one weight's place, as others may lie elsewhere."""
         weight = self.language.lm_head.weight
-        return last.cache if keys is not None and (keys.dtype, keys.device) == (weight.dtype, weight.device) else None
+        return weight.device, weight.dtype
 
     def _simple(self, kwargs: dict[str, Any]) -> bool:
         """Whether generate, asked so, makes one sequence in a cache that can be rewound."""

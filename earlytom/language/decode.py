@@ -24,13 +24,16 @@ class CompiledDecoder:
     The prefill stays what it is, with its dynamic cache; its keys and values are copied into static layers, those from
     the merging layer on shorter than those below it. torch.compile makes one graph of a step, on a card a CUDA graph
     (mode reduce-overhead). The first answer pays for the compilation, and so does one that outgrows the static layers.
-    language: a Qwen2; compiler: in place of torch.compile. Raises ConfigError on attention that cannot be compiled.
+    language: a Qwen2; compiler: in place of torch.compile. Raises ConfigError on attention that cannot be compiled, and
+    on a model that is spread over devices.
     """
 
     def __init__(self, language: Any, compiler: Callable[[Step], Step] | None = None) -> None:
         attention = language.config._attn_implementation
         if attention not in ("sdpa", "eager"):
             raise ConfigError(f"compiled decoding needs attention sdpa or eager, not {attention}: its shapes are fixed")
+        if any(hasattr(module, "_hf_hook") for module in language.modules()):  # accelerate keeps them out of graphs
+            raise ConfigError("compiled decoding needs the whole model on one device, not spread by a device map")
         self.language = language
         self.step = (compiler or _compile)(decode_step)
         self.cache: StaticCache | None = None  # kept: a CUDA graph is bound to the addresses of its tensors

@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 from transformers import Qwen2ForCausalLM
 
 from ..errors import InputError
+from .devices import execution_device
 
 VIDEO_TOKEN = -200  # stands for the video in a prompt, as in LLaVA-NeXT
 SYSTEM_PROMPT = "You are a helpful assistant."
@@ -56,7 +57,7 @@ def _embed(
     if any(token < 0 or token >= table.num_embeddings for token in text):
         raise InputError(f"a prompt id is outside of the vocabulary: ids lie in 0..{table.num_embeddings - 1}")
     cuts = [place - before for before, place in enumerate(at)]
-    first, *others = table(_send(text, table.weight.device)).tensor_split(cuts)
+    first, *others = table(_send(text, execution_device(table))).tensor_split(cuts)
     pieces, spans, length = [first], [], len(first)
     for tokens, words in zip(videos, others, strict=True):
         if tokens.ndim != 2 or not len(tokens) or tokens.shape[1] != table.embedding_dim:

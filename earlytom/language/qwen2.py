@@ -15,14 +15,15 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, Qwen2Config, Qwen2ForCausalLM, Qwen2Model
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2DecoderLayer, rotate_half
 from transformers.utils.output_capturing import capture_outputs
 
 from ..config import InnerMerging
 from ..errors import ConfigError, InputError
 from ..inner import MergeRequest, Spans, check_lengths
 from .cache import PromptCache, cached_keys, held_states
+from .devices import execution_device
 from .prompt import embed_batch
+from .score import last_query_attention
 
 
 class MergingQwen2Model(Qwen2Model):
@@ -82,7 +83,11 @@ class MergingQwen2Model(Qwen2Model):
         use_cache: bool,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """The decoder with merging before layer k (prefill), or with the pruned mask from layer k on (decode)."""
+        """The decoder with merging before layer k (prefill), or with the pruned mask from layer k on (decode).
+
+        Layers may lie on several devices: accelerate brings each its inputs, and what happens between two of them
+        happens where the hidden states are.
+        """
         batch, queries = inputs_embeds.shape[:2]
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
@@ -122,11 +127,13 @@ class MergingQwen2Model(Qwen2Model):
         if prefill and request.inner.as_released:
             below["attention_mask"] = self._uncausal_mask(hidden, attention_mask, past)
         hidden = layer(hidden, **below)
+        if attention_mask is not None:
+            attention_mask = attention_mask.to(hidden.device)
         if prefill:
             if request.inner.method == "attention":
                 keys = cached_keys(past_key_values, k - 1)
-                score = last_query_attention(layer, entering, rotary, attention_mask, keys)  # [B, N]
-            positions = position_ids.expand(batch, -1)
+                score = last_query_attention(layer, entering, rotary, attention_mask, keys).to(hidden.device)  # [B, N]
+            positions = position_ids.to(hidden.device).expand(batch, -1)
             if before is not None:
                 hidden, positions = torch.cat([before[0], hidden], 1), torch.cat([before[1], positions], 1)  # [B, N, D]
             if isinstance(past_key_values, PromptCache):
@@ -144,7 +151,6 @@ class MergingQwen2Model(Qwen2Model):
             last_hidden_state=self.norm(hidden), past_key_values=past_key_values if use_cache else None
         )
 
-
     def _uncausal_mask(self, hidden: Tensor, visible: Tensor | None, past: int) -> Tensor:
         """An additive mask [B or 1, 1, 1, N] under which tokens see those after them too: quirk 3 of the released code.
 
@@ -161,7 +167,7 @@ class MergingQwen2Model(Qwen2Model):
         mask = hidden.new_zeros(1 if visible is None else len(visible), 1, 1, hidden.shape[1])
         if visible is None:
             return mask
-        return mask.masked_fill(~visible.bool()[:, None, None], torch.finfo(hidden.dtype).min)
+        return mask.masked_fill(~visible.to(mask.device).bool()[:, None, None], torch.finfo(hidden.dtype).min)
 
 
 class Qwen2(Qwen2ForCausalLM):
@@ -178,6 +184,11 @@ class Qwen2(Qwen2ForCausalLM):
         self.vocab_size = config.vocab_size
         self.lm_head = torch.nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+    @property
+    def device(self) -> torch.device:
+        """Where a prompt enters: also of a model on several devices, and one whose embedding is offloaded."""
+        return execution_device(self.model.embed_tokens)
 
     def forward(
         self,
@@ -242,39 +253,6 @@ def check_layer(config: Qwen2Config, inner: InnerMerging) -> None:
             "inner merging does not go with sliding-window layers, whose windows would count merged tokens as one: "
             "use a configuration with use_sliding_window=False"
         )
-
-
-def last_query_attention(
-    layer: Qwen2DecoderLayer,
-    hidden: Tensor,
-    rotary: tuple[Tensor, Tensor],
-    visible: Tensor | None = None,
-    keys: Tensor | None = None,
-) -> Tensor:
-    """Attention that the last token pays to every token in `layer`, averaged over heads: [B, N] float32.
-
-    hidden [B, N, D] enters the layer; rotary: cosines and sines [B or 1, N, head width]; visible [B, N]: 0 for padding.
-    keys [B, G, N, head width]: those that the layer has cached, rotated; with them hidden and rotary may be those of
-    the last tokens alone. One row for each head is formed, never an [N, N] matrix: nothing comes after the last token,
-    so the row is causal.
-    """
-    attention = layer.self_attn
-    cos, sin = (x[:, None] for x in rotary)  # [B or 1, 1, N, d]
-    if keys is None:
-        keys = _heads(attention.k_proj(layer.input_layernorm(hidden)), attention)  # [B, G, N, d]
-        keys = keys * cos + rotate_half(keys) * sin
-    query = _heads(attention.q_proj(layer.input_layernorm(hidden[:, -1:])), attention)  # [B, H, 1, d]
-    query = query * cos[:, :, -1:] + rotate_half(query) * sin[:, :, -1:]
-    grouped = query.reshape(len(query), keys.shape[1], -1, attention.head_dim)  # [B, G, H / G, d]
-    logits = grouped.float() @ keys.float().transpose(2, 3) * attention.scaling  # [B, G, H / G, N]
-    if visible is not None:
-        logits = logits.masked_fill(~visible.bool()[:, None, None], float("-inf"))
-    return logits.softmax(dim=-1).mean(dim=(1, 2))
-
-
-def _heads(states: Tensor, attention: Qwen2Attention) -> Tensor:
-    """[B, N, heads * d] -> [B, heads, N, d]."""
-    return states.unflatten(2, (-1, attention.head_dim)).transpose(1, 2)
 
 
 def generate(

@@ -1,5 +1,6 @@
 """`earlytom-infer` on a bundle of a small demo: answers, times, pictures."""
 
+import gc
 import io
 import json
 
@@ -71,6 +72,39 @@ def test_the_video_may_be_read_anew_for_each_question(bundle, capsys, monkeypatc
     assert found[0] == found[1] == found[2]
 
 
+def test_the_language_model_may_be_spread(bundle, tmp_path, capsys):
+    """By a file and as it fits, also with the checkpoint's own tower, which stays whole: the answers are the same."""
+    places = tmp_path / "map.json"
+    places.write_text(json.dumps({"": "cpu", "model.layers.2": "disk", "lm_head": "disk"}))
+    folder = tmp_path / "offload"
+    found = []
+    for more in ([], ["--device-map", str(places), "--offload-folder", str(folder)], ["--device-map", "auto"],
+                 ["--device-map", str(places), "--offload-folder", str(folder), "--engine", "torch"]):
+        assert ask(bundle, "--prompt", "What is this?", "--prompt", "And now?", "--json", *more) == 0
+        found.append([answer["ids"] for answer in json.loads(capsys.readouterr().out)["answers"]])
+    assert all(ids == found[0] for ids in found)
+    gc.collect()
+    assert not list(folder.iterdir()), "what lay on disk goes with the model"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "there is no device map, auto or a JSON file"),
+        ('{"model": "cpu"}', "the device map has no device for lm_head"),
+        ('{"": "disk"}', "and no offload folder was given: name a directory with --offload-folder"),
+        ('{"": 99}', "the device map names card 99"),
+    ],
+)
+def test_a_device_map_that_does_not_fit_is_one_sentence(bundle, content, said, tmp_path, capsys):
+    path = tmp_path / "map.json"
+    if content is not None:
+        path.write_text(content)
+    assert ask(bundle, "--prompt", "What?", "--device-map", str(path)) == 1
+    told = capsys.readouterr().err
+    assert said in told and "Traceback" not in told
+
+
 def test_explain_draws_a_picture(bundle, tmp_path, capsys):
     path = tmp_path / "kept.png"
     assert ask(bundle, "--prompt", "What is this?", "--explain", str(path)) == 0
@@ -102,6 +136,8 @@ def test_sampling_is_repeatable_and_inner_merging_can_be_left_out(bundle, capsys
         (["--prompt", "a", "--sample", "--temperature", "nan"], "'nan' is not a number above 0"),
         (["--prompt", "a", "--sample", "--temperature", "inf"], "'inf' is not a number above 0"),
         (["--prompt", "a", "--frame-budgets", "data"], "goes with --engine torch"),
+        (["--prompt", "a", "--offload-folder", "x"], "--offload-folder goes with --device-map"),
+        (["--prompt", "a", "--compile", "--device-map", "auto"], "--compile does not go with --device-map"),
         (["--promp", "a"], "--promp"),
     ],
 )
@@ -174,6 +210,9 @@ def test_the_front_door_in_python(bundle):
         ({"device": "cuda:99"}, "cuda:99 is not here"),
         ({"dtype": "fp8"}, "dtype is 'fp8'"),
         ({"checkpoint": "demo"}, "other weights"),
+        ({"device_map": "auto", "compile": True}, "compiled decoding does not go with a device map"),
+        ({"device_map": {"": "disk"}}, "no offload folder"),
+        ({"offload_folder": "x"}, "goes with a device map"),
     ],
 )
 def test_what_cannot_be_is_refused_before_the_weights_are_read(bundle, options, said, monkeypatch):

@@ -23,7 +23,8 @@ from earlytom.errors import ConfigError, InputError
 from earlytom.inner import merge_tokens, merge_tokens_dpc_knn
 from earlytom.language.cache import PromptCache
 from earlytom.language.prompt import VIDEO_TOKEN, embed_prompt
-from earlytom.language.qwen2 import Qwen2, generate, last_query_attention
+from earlytom.language.qwen2 import Qwen2, generate
+from earlytom.language.score import last_query_attention
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "e2e"
 ARCHIVE = np.load(GOLDEN / "e2e.npz")
