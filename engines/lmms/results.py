@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from earlytom.errors import InputError
+from earlytom.errors import ConfigError, InputError
 
 from .arguments import ModelArguments, parse_arguments
 
@@ -107,7 +107,10 @@ def _row(content: dict[str, Any], path: Path) -> Row:
     if model != "earlytom":
         return Row(model, "", False, tokens, scores)
     text = ",".join(f"{name}={value}" for name, value in given.items()) if isinstance(given, dict) else str(given)
-    arguments = parse_arguments(text)
+    try:
+        arguments = parse_arguments(text)
+    except ConfigError as error:
+        raise InputError(f"{path} has model_args {text!r}: {error}") from None
     return Row(row_name(arguments), arguments.checkpoint or "", arguments.unpruned, tokens, scores)
 
 
