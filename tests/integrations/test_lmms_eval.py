@@ -154,8 +154,8 @@ def expected(place: Place) -> list[Any]:
 @pytest.fixture(scope="module")
 def documented(place: Place) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What the command of docs/evaluation.md gives, with this bundle and this task: chat form, one process."""
-    line = next(line for line in (ROOT / "docs/evaluation.md").read_text().splitlines() if line.startswith("lmms-eval "))
-    words = shlex.split(line.replace("bundles/ov7b", "bundle"))
+    lines = (ROOT / "docs/evaluation.md").read_text().splitlines()
+    words = shlex.split(next(line for line in lines if line.startswith("lmms-eval ")).replace("bundles/ov7b", "bundle"))
     for option in ("--tasks", "--output_path"):
         at = words.index(option)
         del words[at : at + 2]

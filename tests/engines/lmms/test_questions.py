@@ -54,9 +54,8 @@ def test_other_conversations_are_refused(messages: list[tuple[str, list[Any]]], 
 
 def test_the_benchmarks_settings_are_greedy() -> None:
     """As VideoMME, MVBench and EgoSchema have them."""
-    made = read_generation(
-        {"max_new_tokens": 16, "temperature": 0, "top_p": 1.0, "num_beams": 1, "do_sample": False, "until": ["\n\n"]}, "t"
-    )
+    given = {"max_new_tokens": 16, "temperature": 0, "top_p": 1.0, "num_beams": 1, "do_sample": False}
+    made = read_generation(given | {"until": ["\n\n"]}, "t")
     assert made.max_new_tokens == 16 and made.keywords() == {"do_sample": False}
 
 

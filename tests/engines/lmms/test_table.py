@@ -35,7 +35,7 @@ def written(path: Path, arguments: str, scores: dict[str, tuple[str, float]], **
 def four(directory: Path, arguments: str, mvbench: float, egoschema: float, long: float, videomme: float) -> list[Path]:
     """A file for each benchmark, as scripts/eval.sh has them: fractions where lmms-eval gives fractions."""
     scores: list[dict[str, tuple[str, float]]] = [
-        {"mvbench": (" ", 0)} | {task: ("mvbench_accuracy", mvbench) for task in MVBENCH},
+        {"mvbench": (" ", 0)} | dict.fromkeys(MVBENCH, ("mvbench_accuracy", mvbench)),
         {"egoschema_subset": ("score", egoschema / 100)}, {"longvideobench_val_v": ("lvb_acc", long / 100)},
         {"videomme": ("videomme_perception_score", videomme)},
     ]
@@ -67,7 +67,8 @@ def test_a_row_for_each_model_and_its_share_of_the_unpruned(tmp_path: Path) -> N
 def test_a_preset_for_each_benchmark_makes_one_row(tmp_path: Path) -> None:
     one = written(tmp_path / "a.json", "checkpoint=c,retain=0.2,preset=videomme",
                   {"videomme": ("videomme_perception_score", 50.0)})
-    other = written(tmp_path / "b.json", "checkpoint=c,retain=0.2,preset=egoschema", {"egoschema_subset": ("score", .5)})
+    other = written(tmp_path / "b.json", "checkpoint=c,retain=0.2,preset=egoschema",
+                    {"egoschema_subset": ("score", 0.5)})
     (row,) = read_results([one, other])
     assert set(row.scores) == {"VideoMME", "EgoSchema"}
     with pytest.raises(InputError, match=r"VideoMME of retain 0\.2 is in two files, .*a\.json and .*c\.json: give one"):
@@ -91,7 +92,8 @@ def test_the_average_is_over_the_same_benchmarks_or_none(tmp_path: Path) -> None
     written(tmp_path / "x_results.json", "checkpoint=c,retain=0.1", {"videomme": ("videomme_perception_score", 54.0)})
     rows = read_results([tmp_path])
     assert share_of(rows[1], rows) is None
-    assert [cell.strip() for cell in markdown(rows).splitlines()[3].split("|")[3:-1]] == ["—", "—", "—", "54.0", "—", "—"]
+    cells = [cell.strip() for cell in markdown(rows).splitlines()[3].split("|")[3:-1]]
+    assert cells == ["—", "—", "—", "54.0", "—", "—"]
 
 
 def test_each_checkpoint_is_measured_by_its_own(tmp_path: Path) -> None:
