@@ -25,6 +25,7 @@ from .arguments import read_arguments
 from .opening import open_arguments
 from .questions import VideoQuestion, chat_question, read_generation, simple_question
 
+PROGRAM = "lmms-eval --model earlytom"
 PADDING = "__padding_only__"  # lmms-eval gives each process as many requests; the answer to such a one is not read
 
 
@@ -55,7 +56,7 @@ class EarlyTom(lmms):
         try:
             made: EarlyTom = super().create_from_arg_string(arg_string, additional_config)
         except EarlyTomError as error:
-            raise SystemExit(f"lmms-eval --model earlytom: error: {error}") from None
+            raise SystemExit(f"{PROGRAM}: error: {error}") from None
         return made
 
     def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:
@@ -72,7 +73,7 @@ class EarlyTom(lmms):
                 check_file(video)
             replies = self._replies(questions)
         except EarlyTomError as error:
-            raise SystemExit(f"lmms-eval --model earlytom: error: {error}") from None
+            raise SystemExit(f"{PROGRAM}: error: {error}") from None
         for at, reply in zip(asked, replies, strict=True):
             results[at] = GenerationResult(reply.text, TokenCounts(reply.input_tokens, reply.output_tokens))
         return results
@@ -99,16 +100,10 @@ class EarlyTom(lmms):
         return simple_question(context, visuals, read_generation(generation or {}, where), where)
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
-        raise SystemExit(
-            f"lmms-eval --model earlytom: error: {requests[0].task_name} scores answers by their likelihood, earlytom "
-            "generates them: take a task of output_type generate_until"
-        )
+        raise _refusal(requests, "scores answers by their likelihood, earlytom generates them")
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:
-        raise SystemExit(
-            f"lmms-eval --model earlytom: error: {requests[0].task_name} is a task of several rounds, earlytom answers "
-            "one question at a time: take a task of output_type generate_until"
-        )
+        raise _refusal(requests, "goes on for several rounds, earlytom answers one question at a time")
 
     def clean(self) -> None:
         """Free the pipeline when all is answered."""
@@ -126,6 +121,11 @@ class EarlyTomChat(EarlyTom):
         where = _where(task, doc_id)
         messages = ChatMessages(messages=doc_to_messages(self.task_dict[task][split][doc_id])).model_dump()["messages"]
         return chat_question(messages, read_generation(generation or {}, where), where)
+
+
+def _refusal(requests: Sequence[Instance], why: str) -> SystemExit:
+    task = requests[0].task_name if requests else "a task"
+    return SystemExit(f"{PROGRAM}: error: {task} {why}: take a task of output_type generate_until")
 
 
 def _where(task: str, doc_id: int) -> str:
