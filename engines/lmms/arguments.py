@@ -54,8 +54,8 @@ class ModelArguments:
             self._check_checkpoint()
         elif given := [name for name in OF_CHECKPOINTS if getattr(self, name) is not None]:
             raise ConfigError(
-                f"{' and '.join(given)} cannot go with bundle: a bundle was exported with its own; leave out "
-                f"{'it' if len(given) == 1 else 'them'}, or give checkpoint in place of bundle"
+                f"{' and '.join(given)} cannot go with bundle: a bundle was exported with its own; leave "
+                f"{'it' if len(given) == 1 else 'them'} out, or give checkpoint in place of bundle"
             )
         engines = ("auto", *ENGINES)
         for name, allowed in (("frame_budgets", BUDGETS), ("inner", INNER), ("preset", tuple(PRESETS)),
