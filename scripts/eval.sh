@@ -27,6 +27,10 @@ if (($# < 2)); then
 fi
 checkpoint=$1 output=$2
 shift 2
+if [[ "$checkpoint$output" == *,* ]]; then
+  echo "eval.sh: a comma in $checkpoint or $output: lmms-eval takes what follows for another argument, rename it" >&2
+  exit 2
+fi
 ratios=("$@")
 (($#)) || ratios=(1 0.25 0.2 0.15 0.1)
 read -ra benchmarks <<<"${BENCHMARKS:-mvbench egoschema longvideobench videomme}"
