@@ -61,7 +61,11 @@ def test_ratios_benchmarks_and_arguments_can_be_chosen() -> None:
 
 @pytest.mark.parametrize(
     ("words", "environ", "status", "told"),
-    [((), {}, 2, "usage: "), (("c", "out,1"), {}, 2, "a comma in c or out,1"), (("c", "out"), {"BENCHMARKS": "imagenet"}, 1, "there is no benchmark imagenet")],
+    [
+        ((), {}, 2, "usage: "),
+        (("c", "out,1"), {}, 2, "a comma in c or out,1"),
+        (("c", "out"), {"BENCHMARKS": "imagenet"}, 1, "there is no benchmark imagenet"),
+    ],
 )
 def test_what_does_not_fit_is_told(words: tuple[str, ...], environ: dict[str, str], status: int, told: str) -> None:
     done = run("--dry-run", *words, **environ)
