@@ -1,4 +1,7 @@
-"""`earlytom-eval`: how many questions are answered right, with what is kept of a video by each method and engine."""
+"""`earlytom-eval`: how many questions are answered right, with what is kept of a video by each method and engine.
+
+Questions about drawn clips are asked here (--suite); those of the benchmarks by lmms-eval, whose results --table reads.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +34,13 @@ PROGRAM = "earlytom-eval"
 
 
 def parser() -> Parser:
-    made = Parser(PROGRAM, "Accuracy of the methods, and of a bundle's engines, on questions about drawn clips.")
+    made = Parser(PROGRAM, "Accuracy of the methods, and of a bundle's engines, on questions about drawn clips; or a "
+                  "table of what lmms-eval found.")
+    what = made.add_mutually_exclusive_group(required=True)
+    what.add_argument("--suite", choices=("demo",), help="demo: clips and questions drawn by this program")
+    what.add_argument("--table", type=Path, nargs="+", metavar="FILE",
+        help="print the table of the four benchmarks from result files of lmms-eval, or directories of them, and stop")
     add = made.add_argument
-    add("--suite", choices=("demo",), required=True, help="demo: clips and questions drawn by this program")
     add("--checkpoint", metavar="PATH|HUB_ID|demo", help="the weights (default the bundle's, or the built-in demo)")
     add("--bundle", type=Path, action="append", default=[], metavar="DIR", help="its engines as rows; may be repeated")
     add("--engine", type=_names(tuple(ENGINES)), metavar="NAME,...",
@@ -82,6 +89,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 0, 1 with one sentence on an error, 2 on options that do not fit, 130 when interrupted."""
     made = parser()
     arguments = made.parse_args(argv)
+    if arguments.table:
+        beside = [name for name, value in vars(arguments).items() if value != made.get_default(name)]
+        if beside != ["table"]:
+            made.error(f"--table stands alone, without {', '.join(name for name in beside if name != 'table')}")
+        return guarded(PROGRAM, lambda: show_table(arguments.table))
     if arguments.engine and not arguments.bundle:
         made.error("--engine goes with --bundle")
     return guarded(PROGRAM, lambda: run(arguments))
@@ -148,6 +160,15 @@ def run(arguments: argparse.Namespace) -> int:
                 temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     if arguments.plot:
         plot(report, arguments.plot)
+    return 0
+
+
+def show_table(paths: Sequence[Path]) -> int:
+    """Print what lmms-eval found in these files."""
+    from .lmms.results import read_results
+    from .lmms.table import markdown
+
+    print(markdown(read_results(paths)), end="")
     return 0
 
 

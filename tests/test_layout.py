@@ -26,8 +26,11 @@ OWNERS = {
     "onnx_ir": {"export"},
     "onnxscript": {"export"},
     "torch.onnx": {"export"},
+    "lmms_eval": {"engines"},
 }
-HEAVY = ("onnx", "onnx_ir", "onnxscript", "onnxruntime", "tensorrt", "tensorrt_rtx", "polygraphy", "av", "PIL")
+HEAVY = (
+    "onnx", "onnx_ir", "onnxscript", "onnxruntime", "tensorrt", "tensorrt_rtx", "polygraphy", "av", "PIL", "lmms_eval",
+)
 # What users were told to import, by module: these names stay, wherever the definitions move.
 PUBLIC = {
     "earlytom": "AdaptiveTower EarlyTomConfig InnerMerging Model StaticTower TowerOutputs VideoPipeline VisionGeometry "
@@ -241,6 +244,8 @@ def test_importing_is_lean(package: str) -> None:
         "from engines.bench import main; main(['--contestants', 'fastest'])",
         "from engines.bench import main; main(['--compare', 'a.json', 'b.json'])",
         "from engines.eval import main; main(['--suite', 'demo', '--questions', '0'])",
+        "from engines.eval import main; main(['--table', 'missing_results.json'])",
+        "import engines.lmms.manifest, engines.lmms.arguments, engines.lmms.questions, engines.lmms.table",
         "from export.calibration.command import main; main(['--help'])",
         "from export.calibration.command import main; main(['v', '--percentile', '101'])",
         "import earlytom.calibration.budgets, earlytom.calibration.preset_file, earlytom.calibration.result",

@@ -11,6 +11,7 @@ from engines.bench import parser as bench_parser
 from engines.clip import parser as clip_parser
 from engines.eval import parser as eval_parser
 from engines.infer import parser as infer_parser
+from engines.lmms.arguments import parse_arguments
 from export import settings
 from export.calibration.command import parser as calibrate_parser
 from export.cli import build_parser, export_parser, verify_parser
@@ -44,6 +45,11 @@ def test_commands_are_taken(command):
         project = (ROOT / "pyproject.toml").read_text()
         assert all(re.search(rf"^{extra} = \[", project, re.MULTILINE) for extra in extras)
         assert (ROOT / arguments[arguments.index("-c") + 1]).is_file()
+    elif program == "lmms-eval":  # which is not installed here; tests/integrations runs it
+        assert arguments[arguments.index("--model") + 1] == "earlytom"
+        parse_arguments(arguments[arguments.index("--model_args") + 1])
+    elif program == "scripts/eval.sh":
+        assert (ROOT / program).is_file()
     elif program == "python":
         assert importlib.util.find_spec(arguments[1]) is not None
     else:
