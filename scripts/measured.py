@@ -1,4 +1,4 @@
-"""The measured tables of docs/performance.md and their pictures, from the results beside it: python -m scripts.measured."""
+"""The measured tables and pictures of docs/performance.md, from the results beside it: python -m scripts.measured."""
 
 from __future__ import annotations
 
