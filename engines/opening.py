@@ -137,7 +137,7 @@ def open_pipeline(
             raise ConfigError("compiled decoding does not go with a device map: one graph moves no weights or inputs")
         spreading = Spreading.of(device_map, offload_folder)
         device_map, computes = spreading.places or "auto", spreading.main
-    kind = torch_dtype(dtype or ("fp32" if computes.type == "cpu" else "bf16"))
+    kind = torch_dtype(dtype or default_dtype(computes))
     name = str(checkpoint or manifest.checkpoint["name"])
     reading: dict[str, Any] = {"device": where, "pooling": config.pooling, "check": bundle.check_weights}
     if engine != "auto" and ENGINES[engine].needs_weights:
@@ -167,6 +167,11 @@ def torch_device(name: str | None) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"the device {name} is not here: PyTorch sees {torch.cuda.device_count()} CUDA devices")
     return device
+
+
+def default_dtype(device: torch.device) -> str:
+    """The dtype of a language model on `device` unless another is asked for."""
+    return "fp32" if device.type == "cpu" else "bf16"
 
 
 def _open(name: str, bundle: Bundle, options: OpenOptions) -> Runner:

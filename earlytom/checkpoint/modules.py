@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import CheckpointError, InputError
+from ..language.devices import has_hooks
 from ..vision.siglip import Vision
 from .dispatch import keep_output_with_input
 from .formats import CheckpointConfig
@@ -89,7 +90,7 @@ def share_weights(model: torch.nn.Module, config: CheckpointConfig) -> SharedPar
     if len(devices) == 1:
         assign(modules, config, tensors)
         finish(language, vision_device, ())
-    elif any(hasattr(module, "_hf_hook") for module in model.modules()):
+    elif has_hooks(model):
         assign({"vision": modules["vision"]}, config, tensors)
         _share_layers(language.eval(), model, {locate(key, config.format): key for key in state})
     else:

@@ -43,6 +43,11 @@ class PromptCache(DynamicCache):
             self.entering = hidden[:, :tokens], positions[:, :tokens]
 
 
+def has_windows(config: Any) -> bool:
+    """Whether some layers of a Qwen2 have sliding windows, whose cache forgets what is far behind."""
+    return "sliding_attention" in (config.layer_types or ())
+
+
 def held_states(cache: Cache | None, tokens: int) -> tuple[Tensor, Tensor]:
     """What a rewound PromptCache holds: hidden states [1, tokens, D], positions [1, tokens]. Raises InputError."""
     held = cache.entering if isinstance(cache, PromptCache) else None

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..config import InnerMerging
-from .cache import PromptCache
+from .cache import PromptCache, has_windows
 from .decode import CompiledDecoder
 from .prompt import embed_prompt
 from .qwen2 import Qwen2, check_layer, generate
@@ -108,9 +108,9 @@ class Conversation:
 
     def _simple(self, kwargs: dict[str, Any]) -> bool:
         """Whether generate, asked so, makes one sequence in a cache that can be rewound."""
-        config, settings = self.language.config, self.language.generation_config
+        settings = self.language.generation_config
         single = (settings.num_beams or 1) == 1 and (settings.num_return_sequences or 1) == 1
-        full = "sliding_attention" not in (config.layer_types or ())
+        full = not has_windows(self.language.config)
         return full and single and settings.cache_implementation is None and set(kwargs) <= SIMPLE
 
 

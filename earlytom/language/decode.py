@@ -13,6 +13,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..errors import ConfigError
+from .devices import has_hooks
 
 LEAST = 128  # tokens of a static layer: such a power of two that questions of any usual length share one compiled step
 Step = Callable[[Any, Tensor, Cache, int], Tensor]
@@ -32,7 +33,7 @@ class CompiledDecoder:
         attention = language.config._attn_implementation
         if attention not in ("sdpa", "eager"):
             raise ConfigError(f"compiled decoding needs attention sdpa or eager, not {attention}: its shapes are fixed")
-        if any(hasattr(module, "_hf_hook") for module in language.modules()):  # accelerate keeps them out of graphs
+        if has_hooks(language):  # accelerate keeps them out of graphs
             raise ConfigError("compiled decoding needs the whole model on one device, not spread by a device map")
         self.language = language
         self.step = (compiler or _compile)(decode_step)

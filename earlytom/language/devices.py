@@ -13,6 +13,11 @@ import torch
 from torch import nn
 
 
+def has_hooks(model: nn.Module) -> bool:
+    """Whether accelerate brings inputs or weights to any of the model's modules."""
+    return any(_hooks(module) for module in model.modules())
+
+
 def execution_device(module: nn.Module) -> torch.device:
     """Where `module` computes: on its weights' device, or where its hook brings them to if they are offloaded."""
     for hook in _hooks(module):

@@ -20,7 +20,7 @@ from transformers.utils.output_capturing import capture_outputs
 from ..config import InnerMerging
 from ..errors import ConfigError, InputError
 from ..inner import MergeRequest, Spans, check_lengths
-from .cache import PromptCache, cached_keys, held_states
+from .cache import PromptCache, cached_keys, has_windows, held_states
 from .devices import execution_device
 from .prompt import embed_batch
 from .score import last_query_attention
@@ -235,10 +235,11 @@ class Qwen2(Qwen2ForCausalLM):
         return super().generate(*args, **kwargs)
 
 
-def ending_ids(language: Any) -> set[int]:
-    """The tokens that end an answer, of a model as transformers generates with it."""
+def answer_length(language: Any, ids: Sequence[int]) -> int:
+    """How many of the new ids are the answer, the token that ends it included: behind it generate puts padding."""
     ends = language.generation_config.eos_token_id
-    return {ends} if isinstance(ends, int) else set(ends or ())
+    ends = {ends} if isinstance(ends, int) else set(ends or ())
+    return next((at + 1 for at, token in enumerate(ids) if token in ends), len(ids))
 
 
 def check_layer(config: Qwen2Config, inner: InnerMerging) -> None:
@@ -248,7 +249,7 @@ def check_layer(config: Qwen2Config, inner: InnerMerging) -> None:
             f"inner merging before layer {inner.layer} cannot be: the model has {config.num_hidden_layers} layers, "
             f"so the layer must lie in 1..{config.num_hidden_layers - 1}"
         )
-    if "sliding_attention" in (config.layer_types or ()):
+    if has_windows(config):
         raise ConfigError(
             "inner merging does not go with sliding-window layers, whose windows would count merged tokens as one: "
             "use a configuration with use_sliding_window=False"

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..config import InnerMerging
 from ..errors import InputError
 from ..language.prompt import build_prompt, embed_batch
-from ..language.qwen2 import Qwen2, ending_ids
+from ..language.qwen2 import Qwen2, answer_length
 from .answers import AnswerAgreement, Divergence
 
 NEW_TOKENS = 32  # of an answer at most: a sentence or two
@@ -66,10 +66,9 @@ def _greedy(
         **embed_batch(language, prompts, [video] * len(prompts)), inner=inner, max_new_tokens=new_tokens,
         do_sample=False, return_dict_in_generate=True, output_logits=True,
     )
-    ends = ending_ids(language)
     found = []
     for k, ids in enumerate(out.sequences.tolist()):
-        length = next((i + 1 for i, token in enumerate(ids) if token in ends), len(ids))
+        length = answer_length(language, ids)
         found.append((ids[:length], torch.stack([step[k] for step in out.logits[:length]]).float().cpu()))
     return found
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from earlytom.errors import EarlyTomError, InputError, first_line
 from earlytom.language.prompt import build_prompt
-from earlytom.language.qwen2 import ending_ids, generate
+from earlytom.language.qwen2 import answer_length, generate
 
 from .questions import VideoQuestion
 
@@ -56,8 +56,7 @@ def _one(pipeline: VideoPipeline, question: VideoQuestion) -> Reply:
     try:
         encoded = pipeline.encode(question.video)
         found = pipeline.ask(
-            encoded, question.text, max_new_tokens=generation.max_new_tokens,
-            merge_inside=pipeline.config.inner is not None, **generation.keywords(),
+            encoded, question.text, max_new_tokens=generation.max_new_tokens, **generation.keywords()
         )
     except EarlyTomError as error:
         raise InputError(f"{question.where}: {first_line(error)}") from error
@@ -82,11 +81,10 @@ def _several(pipeline: VideoPipeline, questions: Sequence[VideoQuestion]) -> lis
         language, prompts, videos, inner=pipeline.config.inner, max_new_tokens=generation.max_new_tokens,
         **generation.keywords(),
     ).tolist()
-    ends = ending_ids(language)
     seconds = (time.perf_counter() - start) / len(questions)
     replies = []
     for row, prompt, tokens in zip(rows, prompts, videos, strict=True):
-        length = next((at + 1 for at, token in enumerate(row) if token in ends), len(row))  # behind it lies padding
+        length = answer_length(language, row)
         text = generation.cut(tokenizer.decode(row[:length], skip_special_tokens=True))
         replies.append(Reply(text, len(prompt) - 1 + len(tokens), length, len(tokens), seconds))
     return replies

@@ -25,7 +25,7 @@ def open_arguments(arguments: ModelArguments, device: str | None) -> VideoPipeli
     from earlytom.dtypes import torch_dtype
     from earlytom.pipeline import VideoPipeline
 
-    from ..opening import open_pipeline, torch_device
+    from ..opening import default_dtype, open_pipeline, torch_device
 
     # Flash attention takes no mask that shows what comes later.
     attention = arguments.attention or ("sdpa" if arguments.inner == "as-released" else None)
@@ -40,7 +40,7 @@ def open_arguments(arguments: ModelArguments, device: str | None) -> VideoPipeli
     where = torch_device(device)
     made: list[EarlyTomConfig] = []
     model = load(
-        str(arguments.checkpoint), device=where, dtype=torch_dtype(arguments.dtype or _dtype_of(where)),
+        str(arguments.checkpoint), device=where, dtype=torch_dtype(arguments.dtype or default_dtype(where)),
         attn_implementation=attention, pooling=arguments.pooling,
         check=lambda identity: made.append(config_of(arguments, identity)),
     )
@@ -80,7 +80,3 @@ def _tower(arguments: ModelArguments, vision: Any, config: EarlyTomConfig) -> An
     from ..pytorch import TorchRunner
 
     return TorchRunner(vision, config) if arguments.frame_budgets == "fixed" else AdaptiveTower(vision, config)
-
-
-def _dtype_of(device: Any) -> str:
-    return "fp32" if device.type == "cpu" else "bf16"

@@ -22,7 +22,7 @@ from earlytom.presets import preset
 from earlytom.video import read_frames, verification_clips
 
 from ..bundle.reader import Bundle, read_bundle
-from ..opening import torch_device
+from ..opening import default_dtype, torch_device
 from .contest import hold_contest
 from .contestants import Subject
 from .machine import clocks, commit, describe_machine
@@ -66,7 +66,7 @@ def _name(dtype: torch.dtype) -> str:
 def _model(settings: Settings, bundle: Bundle | None, device: torch.device) -> Model | None:
     """The weights that are needed; None where engines alone are measured and no weights were named."""
     parts = ("vision",) if settings.vision_only else ("vision", "language")
-    language = settings.dtype or ("fp32" if device.type == "cpu" else "bf16")
+    language = settings.dtype or default_dtype(device)
     vision = settings.dtype or (bundle.manifest.dtype if bundle else language)
     if settings.full_size:
         return random_model(

@@ -17,6 +17,7 @@ from torch import Tensor
 from earlytom.config import EarlyTomConfig, InnerMerging
 from earlytom.errors import ConfigError, EarlyTomError, EngineError, first_line
 from earlytom.flops import prefill_flops, tower_flops, unpruned_config
+from earlytom.language.cache import has_windows
 from earlytom.language.conversation import Conversation
 from earlytom.language.qwen2 import generate
 
@@ -167,7 +168,7 @@ class Course:
     def _ask_again(self, seen: Outcome, tokens: Tensor, remember: bool) -> Outcome | None:
         """The first token of another answer about a video whose keys and values are kept; None where they cannot be."""
         language = self.subject.language
-        if "sliding_attention" in (language.config.layer_types or ()):
+        if has_windows(language.config):
             return None
         talk = Conversation(language)
 

@@ -113,18 +113,15 @@ def _described(step: int, lessons: list[Lesson]) -> Lessons:
     return lessons, described + 0.05 * torch.randn(described.shape, generator=torch.Generator().manual_seed(step))
 
 
-def read_descriptions(student: Student, packer: Packer, drawn: Lessons) -> Losses:
+def read_descriptions(student: Student, packer: Packer, drawn: Lessons, stretch: int = 1) -> Losses:
+    lessons, described = drawn
+    visual = student.sequence(student.describer(described.to(student.device)))
+    return answer_loss(student.language, packer, lessons, visual, stretch)
+
+
+def read_from_far(student: Student, packer: Packer, drawn: Lessons) -> Losses:
     """With positions further apart, as if frames had more patches: what is far away is not what was far away here."""
-    lessons, described = drawn
-    visual = student.sequence(student.describer(described.to(student.device)))
-    return answer_loss(student.language, packer, lessons, visual, _stretch(lessons, [1, 1, 2, 4, 8]))
-
-
-def read_whole(student: Student, packer: Packer, drawn: Lessons) -> Losses:
-    """Positions as they will be."""
-    lessons, described = drawn
-    visual = student.sequence(student.describer(described.to(student.device)))
-    return answer_loss(student.language, packer, lessons, visual)
+    return read_descriptions(student, packer, drawn, _stretch(drawn[0], [1, 1, 2, 4, 8]))
 
 
 def draw_truth(step: int, size: int) -> tuple[Batch, Tensor]:
@@ -208,13 +205,13 @@ STAGES = (
     Stage("see windows", ("tower", "heads"), 2200, 2e-3, 16, draw_windows, name_things, 50, muon=True),
     Stage("see frames", ("tower", "heads"), 400, 5e-4, 6, draw_frames, name_things, 20, muon=True),
     Stage("read descriptions", ("describer", "projector", "language"), 1200, 2e-3, 16, draw_descriptions,
-          read_descriptions, 50, muon=True, least=0.3),
-    Stage("tell apart", ("describer", "language"), 400, 2e-3, 32, draw_several, read_descriptions, 20, muon=True,
+          read_from_far, 50, muon=True, least=0.3),
+    Stage("tell apart", ("describer", "language"), 400, 2e-3, 32, draw_several, read_from_far, 20, muon=True,
           least=0.2),
     Stage("meet", ("tower", "projector", "heads"), 1500, 1e-3, 32, draw_truth, meet, 20, muon=True),
-    Stage("read on", ("language",), 200, 2e-3, 32, draw_descriptions_again, read_descriptions, 20, muon=True,
+    Stage("read on", ("language",), 200, 2e-3, 32, draw_descriptions_again, read_from_far, 20, muon=True,
           least=0.2),
-    Stage("read whole clips", ("language",), 300, 1e-3, 1, draw_whole_descriptions, read_whole, 20, muon=True,
+    Stage("read whole clips", ("language",), 300, 1e-3, 1, draw_whole_descriptions, read_descriptions, 20, muon=True,
           least=0.2),
     Stage("answer short clips", ("projector", "language"), 260, 1e-3, 16, draw_short_clips, answer_from_far, 20,
           muon=True),
