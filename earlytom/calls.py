@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .errors import InputError
 from .language.prompt import VIDEO_TOKEN, embed_batch
+from .language.versions import needs_five
 from .vision.geometry import VisionGeometry, pooled_grid
 
 Encode = Callable[[Tensor], Tensor]  # normalised pixels [T, 3, H, W] of one video -> visual tokens [N, L]
@@ -73,8 +74,10 @@ def transformers_call(model: Any, given: dict[str, Any], geometry: VisionGeometr
     if pixels.dim() != 5:
         raise InputError(f"pixel_values_videos has shape {list(pixels.shape)}, it must be [videos, T, 3, H, W]")
     images = {name: given.pop(name) for name in IMAGE_ARGUMENTS if given.get(name) is not None}
+    image_id, video_id = (placeholder(model.config, kind) for kind in ("image", "video"))
     features = None
     if "pixel_values" in images:
+        needs_five("an image beside a video")
         features = torch.cat(list(model.get_image_features(**images, return_dict=True).pooler_output))
     whole = pixels.shape[1] * pooled_grid(geometry.grid, "bilinear") ** 2 + 1
 
@@ -84,12 +87,12 @@ def transformers_call(model: Any, given: dict[str, Any], geometry: VisionGeometr
         standing: list[int | Tensor] = []
         for token, run in groupby(row.tolist()):
             count = sum(1 for _ in run)
-            if token == model.config.video_token_id:
+            if token == video_id:
                 videos = count // whole if count % whole == 0 else 1
                 standing += range(seen, seen + videos)
                 prompt += [VIDEO_TOKEN] * videos
                 seen += videos
-            elif token == model.config.image_token_id and features is not None:
+            elif token == image_id and features is not None:
                 standing.append(features[placed : placed + count])
                 prompt.append(VIDEO_TOKEN)
                 placed += count
@@ -100,7 +103,7 @@ def transformers_call(model: Any, given: dict[str, Any], geometry: VisionGeometr
     if seen != len(pixels):
         raise InputError(
             f"the prompts hold {seen} videos and pixel_values_videos {len(pixels)}: each must be a run of the token "
-            f"{model.config.video_token_id}, without a gap"
+            f"{video_id}, without a gap"
         )
     if features is not None and placed != len(features):
         raise InputError(f"the prompts hold {placed} image tokens, and the images make {len(features)}")
@@ -113,6 +116,12 @@ def transformers_call(model: Any, given: dict[str, Any], geometry: VisionGeometr
         given,
         ids,
     )
+
+
+def placeholder(config: Any, kind: str) -> int:
+    """The id that stands for a token of an "image" or a "video" in prompts; transformers renamed it in 4.52."""
+    found: int | None = getattr(config, f"{kind}_token_id", None)
+    return int(getattr(config, f"{kind}_token_index")) if found is None else found
 
 
 def llava_next_call(given: dict[str, Any], encode: Encode) -> VideoCall | None:

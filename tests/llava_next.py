@@ -23,12 +23,16 @@ class SigLipVisionTower(nn.Module):
     def __init__(self, config: SiglipVisionConfig) -> None:
         super().__init__()
         self.config = config
-        self.vision_tower = nn.Module()
-        self.vision_tower.vision_model = SiglipVisionModel(config)
+        self.vision_tower = SiglipVisionModel(config)
+        if not hasattr(self.vision_tower, "vision_model"):  # transformers 5
+            model, self.vision_tower = self.vision_tower, nn.Module()
+            self.vision_tower.vision_model = model
         del self.vision_tower.vision_model.encoder.layers[-1:]
 
     def forward(self, pixels: Tensor) -> Tensor:
-        states = self.vision_tower.vision_model(pixels, output_hidden_states=True).hidden_states
+        tower = self.vision_tower
+        model = tower if isinstance(tower, SiglipVisionModel) else tower.vision_model
+        states = model(pixels, output_hidden_states=True).hidden_states
         return states[len(self.vision_tower.vision_model.encoder.layers)]
 
 

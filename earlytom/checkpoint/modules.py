@@ -139,9 +139,8 @@ def _language(
     directory: Path, config: CheckpointConfig, stored: Mapping[str, Stored], attn_implementation: str
 ) -> Qwen2:
     """Qwen2 without weights. Raises CheckpointError on a configuration, InputError on an attention, that it refuses."""
-    from transformers import Qwen2Config
-
     from ..language.qwen2 import Qwen2
+    from ..language.versions import qwen2_config
 
     text = dict(config.text)
     if "vocab_size" not in text:  # some LLaVA-NeXT files do not tell it: then it is the embedding's length
@@ -149,13 +148,13 @@ def _language(
             if locate(key, config.format) == ("language", "model.embed_tokens.weight") and tensor.shape:
                 text["vocab_size"] = tensor.shape[0]
     try:
-        qwen2_config = Qwen2Config(**text)
+        settings = qwen2_config(text)
     except Exception as error:  # transformers' strict configurations raise huggingface_hub's own types
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{directory / 'config.json'} does not describe a Qwen2: {reason}") from None
-    qwen2_config._attn_implementation = attn_implementation
+    settings._attn_implementation = attn_implementation
     try:
-        return Qwen2(qwen2_config)
+        return Qwen2(settings)
     except (ImportError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"attn_implementation {attn_implementation!r} cannot be used: {reason}") from None

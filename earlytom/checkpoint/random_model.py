@@ -49,9 +49,8 @@ def random_model(
 
     language_dtype: of Qwen2, `dtype` when not given. Raises ConfigError for another size.
     """
-    from transformers import Qwen2Config
-
     from ..language.qwen2 import Qwen2
+    from ..language.versions import qwen2_config
 
     shapes = TINY if size == "tiny" else SIZES.get(size)
     if shapes is None:
@@ -66,12 +65,12 @@ def random_model(
         return Model(vision, None, None, identity, ())
     special, language_dtype = demo_tokenizer.special_ids(), language_dtype or dtype
     sizes = shapes.language
-    config = Qwen2Config(
-        vocab_size=sizes.vocabulary, hidden_size=sizes.hidden_size, intermediate_size=sizes.intermediate_size,
-        num_hidden_layers=sizes.layers, num_attention_heads=sizes.heads, num_key_value_heads=sizes.kv_heads,
-        max_position_embeddings=32768, rope_parameters={"rope_type": "default", "rope_theta": 1e6},
-        tie_word_embeddings=sizes.tied, eos_token_id=special[demo_tokenizer.EOS],
-    )
+    config = qwen2_config({
+        "vocab_size": sizes.vocabulary, "hidden_size": sizes.hidden_size, "intermediate_size": sizes.intermediate_size,
+        "num_hidden_layers": sizes.layers, "num_attention_heads": sizes.heads, "num_key_value_heads": sizes.kv_heads,
+        "max_position_embeddings": 32768, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+        "tie_word_embeddings": sizes.tied, "eos_token_id": special[demo_tokenizer.EOS],
+    })
     config._attn_implementation = best_attention(torch.device(device), language_dtype)
     with torch.device("meta"):
         language = Qwen2(config)

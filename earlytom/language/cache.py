@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 from transformers import Cache, DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from ..errors import InputError
+from .versions import plain_keys
 
 
 class PromptCache(DynamicCache):
@@ -43,11 +41,6 @@ class PromptCache(DynamicCache):
             self.entering = hidden[:, :tokens], positions[:, :tokens]
 
 
-def has_windows(config: Any) -> bool:
-    """Whether some layers of a Qwen2 have sliding windows, whose cache forgets what is far behind."""
-    return "sliding_attention" in (config.layer_types or ())
-
-
 def held_states(cache: Cache | None, tokens: int) -> tuple[Tensor, Tensor]:
     """What a rewound PromptCache holds: hidden states [1, tokens, D], positions [1, tokens]. Raises InputError."""
     held = cache.entering if isinstance(cache, PromptCache) else None
@@ -61,7 +54,4 @@ def held_states(cache: Cache | None, tokens: int) -> tuple[Tensor, Tensor]:
 
 def cached_keys(cache: Cache | None, index: int) -> Tensor | None:
     """The keys [B, G, N, head width] of a layer as it has just cached them, or None where they are not at hand."""
-    if cache is None or cache.offloading:
-        return None
-    layer: Any = cache.layers[index]
-    return layer.keys if type(layer) is DynamicLayer else None
+    return None if cache is None else plain_keys(cache, index)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..config import InnerMerging
-from .cache import PromptCache, has_windows
-from .decode import CompiledDecoder
+from .cache import PromptCache
 from .prompt import embed_prompt
 from .qwen2 import Qwen2, check_layer, generate
+from .versions import FIVE, has_windows
+
+if TYPE_CHECKING:
+    from .decode import CompiledDecoder
 
 # Arguments of generate that leave one sequence, a token at a time, in the cache that it is given. All others (beams,
 # another cache, assistants, ...) are answered as if they were the first.
@@ -107,11 +110,11 @@ class Conversation:
         return weight.device, weight.dtype
 
     def _simple(self, kwargs: dict[str, Any]) -> bool:
-        """Whether generate, asked so, makes one sequence in a cache that can be rewound."""
+        """Whether generate, asked so, makes one sequence in a cache that can be rewound; before transformers 5 none."""
         settings = self.language.generation_config
         single = (settings.num_beams or 1) == 1 and (settings.num_return_sequences or 1) == 1
         full = not has_windows(self.language.config)
-        return full and single and settings.cache_implementation is None and set(kwargs) <= SIMPLE
+        return FIVE and full and single and settings.cache_implementation is None and set(kwargs) <= SIMPLE
 
 
 @torch.no_grad()

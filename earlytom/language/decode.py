@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Cache, StaticCache
-from transformers.cache_utils import StaticLayer
-from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..errors import ConfigError
 from .devices import has_hooks
+from .versions import causal_mask, needs_five
 
 LEAST = 128  # tokens of a static layer: such a power of two that questions of any usual length share one compiled step
 Step = Callable[[Any, Tensor, Cache, int], Tensor]
@@ -30,6 +29,7 @@ class CompiledDecoder:
     """
 
     def __init__(self, language: Any, compiler: Callable[[Step], Step] | None = None) -> None:
+        needs_five("compiled decoding")
         attention = language.config._attn_implementation
         if attention not in ("sdpa", "eager"):
             raise ConfigError(f"compiled decoding needs attention sdpa or eager, not {attention}: its shapes are fixed")
@@ -81,6 +81,8 @@ class CompiledDecoder:
         """The static cache with the keys and values of `source` and room for `new` tokens more."""
         had = [0] * len(lengths) if self.cache is None else [layer.max_cache_len for layer in self.cache.layers]
         if self.cache is None or any(room < length + new for room, length in zip(had, lengths)):
+            from transformers.cache_utils import StaticLayer  # older releases have none
+
             self.cache = StaticCache(config=self.language.config, max_cache_len=LEAST)
             self.cache.layers = [StaticLayer(_room(length + new, room)) for length, room in zip(lengths, had)]
             with torch.inference_mode(False):  # or they could not be written to outside of it
@@ -102,9 +104,7 @@ def decode_step(language: Any, token: Tensor, cache: Cache, merging: int) -> Ten
     body = language.model
     hidden = body.embed_tokens(token)  # [1, 1, D]
     rotary = body.rotary_emb(hidden, torch.arange(1, device=token.device)[None] + cache.get_seq_length(0))
-    below, above = (
-        create_causal_mask(body.config, hidden, None, cache, layer_idx=layer) for layer in (0, merging)
-    )
+    below, above = (causal_mask(body.config, hidden, None, cache, layer) for layer in (0, merging))
     for index, layer in enumerate(body.layers):
         mask = above if index >= merging else below
         hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary, past_key_values=cache, use_cache=True)

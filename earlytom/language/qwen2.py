@@ -12,18 +12,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, Qwen2Config, Qwen2ForCausalLM, Qwen2Model
-from transformers.masking_utils import create_causal_mask
+from transformers import Cache, Qwen2Config, Qwen2ForCausalLM, Qwen2Model
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.utils.output_capturing import capture_outputs
 
 from ..config import InnerMerging
 from ..errors import ConfigError, InputError
 from ..inner import MergeRequest, Spans, check_lengths
-from .cache import PromptCache, cached_keys, has_windows, held_states
+from .cache import PromptCache, cached_keys, held_states
 from .devices import execution_device
 from .prompt import embed_batch
 from .score import last_query_attention
+from .versions import capture_outputs, causal_mask, dynamic_cache, has_windows, layer_arguments, run_layer
 
 
 class MergingQwen2Model(Qwen2Model):
@@ -69,7 +68,7 @@ class MergingQwen2Model(Qwen2Model):
         }
         if request is None:
             return super().forward(**arguments, **kwargs)
-        return self._forward_merging(request, **arguments, **kwargs)
+        return self._forward_merging(request, **arguments, **layer_arguments(kwargs))
 
     @capture_outputs
     def _forward_merging(
@@ -90,7 +89,7 @@ class MergingQwen2Model(Qwen2Model):
         """
         batch, queries = inputs_embeds.shape[:2]
         if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+            past_key_values = dynamic_cache(self.config)
         k = request.inner.layer
         past, past_from_k = 0, 0
         if past_key_values is not None:
@@ -111,22 +110,19 @@ class MergingQwen2Model(Qwen2Model):
             width = request.unpadded_width(tokens)
         else:
             width = request.pruned_width(attention_mask)
-        masking: dict[str, Any] = {"config": self.config, "past_key_values": past_key_values}
-        mask = create_causal_mask(
-            inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids, **masking
-        )
+        mask = causal_mask(self.config, inputs_embeds, attention_mask, past_key_values, position_ids=position_ids)
         hidden = inputs_embeds  # [B, N, D]
         rotary = self.rotary_emb(hidden, position_ids)
-        context: dict[str, Any] = {"past_key_values": past_key_values, "use_cache": use_cache, **kwargs}
+        context: dict[str, Any] = {"cache": past_key_values, "use_cache": use_cache, **kwargs}
         # No position_ids for the layers: flash attention would read them, layer by layer, to see whether several
         # prompts are packed into the row, and take the gaps that kept tokens leave in them for such.
         below = {"attention_mask": mask, "position_embeddings": rotary, **context}
         for layer in self.layers[: k - 1]:
-            hidden = layer(hidden, **below)
+            hidden = run_layer(layer, hidden, **below)
         layer, score, entering = self.layers[k - 1], None, hidden
         if prefill and request.inner.as_released:
             below["attention_mask"] = self._uncausal_mask(hidden, attention_mask, past)
-        hidden = layer(hidden, **below)
+        hidden = run_layer(layer, hidden, **below)
         if attention_mask is not None:
             attention_mask = attention_mask.to(hidden.device)
         if prefill:
@@ -144,9 +140,9 @@ class MergingQwen2Model(Qwen2Model):
         if attention_mask is not None or len(set(request.removed)) > 1:  # something hidden, or samples not as long
             visible = hidden.new_ones(batch, tokens, dtype=torch.bool) if attention_mask is None else attention_mask
             pruned = request.pruned_mask(visible, width)
-        mask = create_causal_mask(inputs_embeds=hidden, attention_mask=pruned, layer_idx=k, **masking)
+        mask = causal_mask(self.config, hidden, pruned, past_key_values, layer=k)
         for layer in self.layers[k : self.config.num_hidden_layers]:
-            hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary, **context)
+            hidden = run_layer(layer, hidden, attention_mask=mask, position_embeddings=rotary, **context)
         return BaseModelOutputWithPast(
             last_hidden_state=self.norm(hidden), past_key_values=past_key_values if use_cache else None
         )

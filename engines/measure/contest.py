@@ -17,9 +17,9 @@ from torch import Tensor
 from earlytom.config import EarlyTomConfig, InnerMerging
 from earlytom.errors import ConfigError, EarlyTomError, EngineError, first_line
 from earlytom.flops import prefill_flops, tower_flops, unpruned_config
-from earlytom.language.cache import has_windows
 from earlytom.language.conversation import Conversation
 from earlytom.language.qwen2 import generate
+from earlytom.language.versions import has_windows
 
 from .contestants import Entrant, Subject, Tower, open_contestant
 from .memory import Memory

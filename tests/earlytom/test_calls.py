@@ -10,7 +10,7 @@ from accelerate.hooks import ModelHook, add_hook_to_module
 from earlytom import InnerMerging, restore
 from earlytom.errors import InputError
 from earlytom.wrap import earlytom
-from tests.cases import TINY
+from tests.cases import TINY, five_only, own_videos
 from tests.llava_next import load_stand_in
 from tests.onevision import IMAGE, expand, load_onevision
 
@@ -114,7 +114,8 @@ def test_a_tower_may_have_another_dtype_than_the_llm(video):
     model = load_onevision(TINY)
     earlytom(model, 0.3, environ={})
     expected = model(**video).logits[0, -1]
-    parts = (model.model.vision_tower, model.model.multi_modal_projector)
+    body = getattr(model, "model", model)  # transformers before 4.52 has no such module
+    parts = (body.vision_tower, body.multi_modal_projector)
     for part in parts:
         part.to(torch.bfloat16)
     for part in (*parts, None):
@@ -150,6 +151,7 @@ def test_restore_puts_back_a_hook_that_was_there(video):
     assert hook.calls == 2
 
 
+@own_videos
 def test_an_offloaded_model_is_refused_before_any_work(video):
     model = load_onevision(TINY)
     earlytom(model, 0.3, environ={})
@@ -166,6 +168,7 @@ def test_an_offloaded_model_is_refused_before_any_work(video):
     assert logits.shape[1] == video["input_ids"].shape[1], "the hook put over ours leads to the model's own forward"
 
 
+@five_only
 @pytest.mark.parametrize("inner", [None, INNER], ids=["plain", "inner"])
 def test_an_image_and_a_video_in_one_prompt(inner, model, image, pixels):
     """The image is encoded by the model itself and stays whole; with nothing merged the answer is the model's."""
@@ -186,6 +189,7 @@ def test_an_image_and_a_video_in_one_prompt(inner, model, image, pixels):
         model(**{**both, "input_ids": ids[:, 2:]})
 
 
+@own_videos
 @pytest.mark.parametrize("between", [[8, 9], []], ids=["apart", "adjacent"])
 def test_two_videos_in_one_prompt(between, model, pixels):
     one, other = expand([5, -200, *between], FRAMES), expand([-200, 11, 12], FRAMES)

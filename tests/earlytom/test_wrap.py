@@ -9,9 +9,9 @@ import earlytom as package
 from earlytom import InnerMerging, restore
 from earlytom.errors import ConfigError, InputError
 from earlytom.wrap import earlytom
-from tests.cases import TINY, cases
+from tests.cases import TINY, cases, own_videos
 from tests.llava_next import load_stand_in
-from tests.onevision import expand, load_onevision
+from tests.onevision import VIDEO, expand, load_onevision
 
 E2E = cases("e2e/e2e")
 
@@ -144,10 +144,11 @@ def test_weights_are_shared_and_follow_a_cast(stand_in, pixels):
     assert copied.model is not model and copied.own["forward"].__self__ is copied.model, "a copy has its own wrapper"
 
 
+@own_videos
 def test_a_transformers_model_unpruned_is_itself_and_pruned_is_shorter(onevision, pixels):
     """With everything kept EarlyTom changes nothing; with a fifth of the tokens the prefill is a fifth as long."""
     video = pixels[None, :4]
-    token = onevision.config.video_token_id
+    token = VIDEO
     ids = torch.tensor([[5, 6, *[token] * (4 * 196 + 1), 7, 8]])
     arguments = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values_videos": video}
     generated = onevision.generate(**arguments, max_new_tokens=4, do_sample=False)
@@ -175,7 +176,7 @@ def test_what_does_not_fit_is_refused(stand_in, onevision, pixels):
         earlytom(stand_in, 0.2, config=package.EarlyTomConfig())
     assert "generate" not in stand_in.__dict__, "a failed call leaves the model as it was"
     earlytom(onevision, environ={})
-    gap = torch.tensor([[5, onevision.config.video_token_id, 6, onevision.config.video_token_id]])
+    gap = torch.tensor([[5, VIDEO, 6, VIDEO]])
     with pytest.raises(InputError, match="the prompts hold 2 videos and pixel_values_videos 1"):
         onevision.generate(input_ids=gap, pixel_values_videos=pixels[None, :8], max_new_tokens=1)
     earlytom(stand_in, environ={})

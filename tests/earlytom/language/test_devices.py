@@ -22,6 +22,7 @@ from earlytom.language.cache import PromptCache
 from earlytom.language.conversation import prefill
 from earlytom.language.devices import execution_device, weights_at_hand
 from earlytom.language.qwen2 import Qwen2
+from tests.cases import five_only
 from tests.earlytom.language.test_qwen2 import INNER, PROMPT, answer, build, tiny, video
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -68,6 +69,7 @@ def test_the_fake_cards_refuse_what_real_ones_do(fake_cards: None) -> None:
         torch.empty(2, device="cuda:0")[torch.empty(2, dtype=torch.int64, device="cuda:1")]
 
 
+@five_only
 @pytest.mark.parametrize("k", [2, 3, 4])
 @pytest.mark.parametrize("method", [None, "attention", "dpc-knn", "as released"])
 def test_layers_on_two_cards(fake_cards: None, method: str | None, k: int) -> None:

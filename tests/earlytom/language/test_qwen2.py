@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +15,7 @@ import transformers.modeling_flash_attention_utils as flash
 from safetensors import safe_open
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, Qwen2Config, TextIteratorStreamer
+from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, TextIteratorStreamer
 from transformers.generation.streamers import BaseStreamer
 
 from earlytom.config import InnerMerging
@@ -26,6 +26,8 @@ from earlytom.language.cache import PromptCache
 from earlytom.language.prompt import VIDEO_TOKEN, embed_prompt
 from earlytom.language.qwen2 import Qwen2, generate
 from earlytom.language.score import last_query_attention
+from earlytom.language.versions import qwen2_config, run_layer
+from tests.cases import five_only
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "e2e"
 ARCHIVE = np.load(GOLDEN / "e2e.npz")
@@ -43,7 +45,7 @@ def build(implementation: str = "sdpa", **changes: Any) -> Qwen2:
     names += ["num_key_value_heads", "max_position_embeddings", "rms_norm_eps"]
     settings = {name: values[name] for name in names}
     settings |= {"rope_parameters": {"rope_type": "default", "rope_theta": values["rope_theta"]}} | changes
-    model = Qwen2(Qwen2Config(**settings, attn_implementation=implementation)).eval()
+    model = Qwen2(qwen2_config(settings | {"attn_implementation": implementation})).eval()
     with safe_open(GOLDEN / "tiny-llava-onevision" / "model.safetensors", "pt") as file:
         foreign = ("vision", "mm_projector", "image_newline")
         keys = [key for key in file.keys() if not any(name in key for name in foreign)]  # noqa: SIM118
@@ -97,6 +99,13 @@ def by_hand(
     return ids, torch.stack(logits), past
 
 
+def cached(past: Any, layer: int) -> tuple[Tensor, Tensor]:
+    """Keys and values of a layer; before 4.54 transformers kept them in two lists."""
+    if hasattr(past, "layers"):
+        return past.layers[layer].keys, past.layers[layer].values
+    return past.key_cache[layer], past.value_cache[layer]
+
+
 @torch.no_grad()
 def reference(model: Qwen2, embeds: Tensor, span: tuple[int, int], inner: InnerMerging, ids: list[int]) -> Tensor:
     """Logits after the prompt and after each of ids, without a cache: written from the design, on the eager model."""
@@ -112,7 +121,7 @@ def reference(model: Qwen2, embeds: Tensor, span: tuple[int, int], inner: InnerM
             mask[..., :prompt, :prompt] = 0  # a prompt's tokens see all of it
         layer, rotary = body.layers[index], body.rotary_emb(hidden, positions)
         _, weights = layer.self_attn(layer.input_layernorm(hidden), rotary, mask)
-        return layer(hidden, attention_mask=mask, position_embeddings=rotary), weights
+        return run_layer(layer, hidden, None, attention_mask=mask, position_embeddings=rotary), weights
 
     for index in range(inner.layer):
         hidden, weights = run(index, hidden, positions)
@@ -197,6 +206,7 @@ def test_as_released_padding_is_seen_by_nobody(implementation: str) -> None:
         torch.testing.assert_close(together[i], alone[0], rtol=1e-4, atol=1e-4)
 
 
+@five_only
 def test_as_released_is_refused_where_it_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny()
     embeds, span = embed_prompt(model, PROMPT, video(25))
@@ -206,7 +216,7 @@ def test_as_released_is_refused_where_it_cannot_be(monkeypatch: pytest.MonkeyPat
         past.rewind(28)
         with pytest.raises(InputError, match="the whole prompt in one prefill"):
             model(inputs_embeds=embeds[:, 28:], past_key_values=past, inner=AS_RELEASED, visual_spans=[span])
-        monkeypatch.setattr(qwen2, "create_causal_mask", lambda **_: None)  # flex attention's takes seconds
+        monkeypatch.setattr(qwen2, "causal_mask", lambda *_, **__: None)  # flex attention's takes seconds
         with pytest.raises(ConfigError, match="does not go with flex_attention attention"):
             build("flex_attention")(inputs_embeds=embeds, inner=InnerMerging(1, as_released=True), visual_spans=[span])
 
@@ -221,7 +231,7 @@ def test_cache_lengths(inner: InnerMerging) -> None:
         _, _, past = by_hand(model, embeds, [span], inner, steps)
         lengths = [past.get_seq_length(layer) for layer in range(6)]
         assert lengths == [32 + steps] * k + [32 - removed + steps] * (6 - k)
-        assert [layer.keys.shape[2] for layer in past.layers] == lengths
+        assert [keys.shape[2] for keys, _ in map(partial(cached, past), range(6))] == lengths
 
 
 def test_layers_below_stay_causal_and_whole() -> None:
@@ -231,9 +241,8 @@ def test_layers_below_stay_causal_and_whole() -> None:
         _, _, merged = by_hand(tiny(), embeds, [span], inner, 0)
         for layer in range(6):
             seen = 32 if layer < inner.layer else span[0]  # from k on: the text before the video sees no video
-            for name in ("keys", "values"):
-                one, other = (getattr(past.layers[layer], name)[:, :, :seen] for past in (plain, merged))
-                torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+            for one, other in zip(cached(plain, layer), cached(merged, layer), strict=True):
+                torch.testing.assert_close(one[:, :, :seen], other[:, :, :seen], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
@@ -321,6 +330,7 @@ def fake_flash_attention(calls: list[str]) -> Any:
     return lambda *_, **__: (functions, (flash._lazy_define_process_function(ragged), None))
 
 
+@five_only
 @pytest.mark.parametrize("inner", [None, *METHODS])
 def test_flash_attention(inner: InnerMerging | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of transformers' flash-attention path but the kernel itself, which wants a GPU and flash-attn."""
@@ -445,6 +455,7 @@ def test_half_precision(dtype: torch.dtype, inner: InnerMerging) -> None:
     assert logits.shape == (1, 3, 512) and logits.isfinite().all()
 
 
+@five_only
 def test_hidden_states_of_every_layer() -> None:
     embeds, span = embed_prompt(tiny(), PROMPT, video(25))
     with torch.no_grad():
