@@ -33,7 +33,8 @@ patches of each frame stay. **Numbers** then, where the plans agree: a token tha
 - **Answers**: of the bundle's language model in PyTorch and float32, greedy, to both sides' visual tokens. Where two
   differ, the *margin* is the logit of the reference's token over that of the other's at the first token that differs,
   the *error* the largest difference of a logit there. A margin of at most twice the error, and twice what the dtype
-  may err, is a near-tie; any other answer that differs fails the hop.
+  may err, is a near-tie; any other answer that differs fails the hop. Where the two plans of a clip part at a tie, the
+  answers are about *other frames*. Drawn clips hold the tolerances of their hop as the verified one does.
 - NaN and infinite values fail a hop. What could not run here says *not run*; that is no pass."""
 
 
@@ -220,12 +221,15 @@ def _answers(hop: HopReport) -> list[str]:
     rows = [
         (
             d.question, str(d.clip), str(d.index), f"{d.common}**{d.reference}**", f"{d.common}**{d.actual}**",
-            _number(d.margin), _number(d.error), _number(d.allowed), "near-tie" if d.explained else "**fault**",
+            _number(d.margin), _number(d.error), _number(d.allowed),
+            "**fault**" if not d.explained else "other frames" if d.parting else "near-tie",
         )
         for d in found.divergences
     ]
     head = ("question", "clip", "token", hop.reference, hop.actual, "margin", "error", "allowed", "")
-    return [text, *(["", table(head, rows)] if rows else [])]
+    partings = sorted({(d.clip, d.parting) for d in found.divergences if d.parting})
+    ties = [f"\nThe plans of clip {clip} part at a tie: {parting}." for clip, parting in partings]
+    return [text, *(["", table(head, rows), *ties] if rows else [])]
 
 
 def _flips(plan: PlanAgreement) -> str:

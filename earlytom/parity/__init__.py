@@ -20,7 +20,7 @@ _HOMES = {
         "oracle": "oracle_hop oracle_trace",
         "results": "Hop HopReport ParityReport",
         "traces": "VideoTrace split_trace",
-        "verdict": "TOLERANCES Tolerance judge judge_answers logits_limit",
+        "verdict": "TOLERANCES Tolerance judge judge_answers logits_limit parting",
     }.items()
     for name in names.split()
 }
@@ -35,6 +35,6 @@ if TYPE_CHECKING:
     from .oracle import oracle_hop, oracle_trace
     from .results import Hop, HopReport, ParityReport
     from .traces import VideoTrace, split_trace
-    from .verdict import TOLERANCES, Tolerance, judge, judge_answers, logits_limit
+    from .verdict import TOLERANCES, Tolerance, judge, judge_answers, logits_limit, parting
 
 __getattr__ = lazy_names(__name__, _HOMES)

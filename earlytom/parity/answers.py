@@ -22,7 +22,8 @@ class Divergence:
     clip: number of the clip that it is about; common: text of both answers before token `index`; reference, actual: the
     texts of the two tokens there. The rest is of the logits at that place, to which both sides came by the same tokens:
     margin: the reference's logit of its own token less that of the other's; error: largest difference of a logit
-    between the two sides; allowed: the error that their dtype may make. Not finite: infinite.
+    between the two sides; allowed: the error that their dtype may make. Not finite: infinite. parting: the tie at which
+    the two plans of the clip part, where they do: then the answers are about other frames. Else empty.
     """
 
     question: str
@@ -34,24 +35,30 @@ class Divergence:
     margin: float
     error: float
     allowed: float
+    parting: str = ""
 
     @property
     def explained(self) -> bool:
-        """Whether the two tokens are a near-tie: an error that the dtype may make, on both of them, exchanges them.
+        """Whether it is a near-tie, of the plans or of the two tokens: an error that the dtype may make exchanges them.
 
         The error that is seen cannot be the bound alone: each side chose its own largest logit, so margin <= 2 * error
         holds for any two answers, and visual tokens that are plainly wrong would explain everything.
         """
-        return math.isfinite(self.error) and self.margin <= 2 * min(self.error, self.allowed)
+        near = self.margin <= 2 * min(self.error, self.allowed)
+        return math.isfinite(self.error) and (near or bool(self.parting))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON: a number that is not finite is null."""
-        return _plain(self) | {"explained": self.explained}
+        """Plain JSON: a number that is not finite is null; no parting is no key, as in manifests that know of none."""
+        out = _plain(self) | {"explained": self.explained}
+        return out if self.parting else {name: value for name, value in out.items() if name != "parting"}
 
     @classmethod
     def from_dict(cls, values: Any) -> Divergence:
         """What `to_dict` gave: null is infinity. Raises InputError."""
-        return read(cls, values, derived=("explained",))
+        parting = values.get("parting", "") if isinstance(values, dict) else ""
+        if type(parting) is not str:
+            raise InputError(f"the plans of a clip part at {parting!r:.60}, it must be said in words")
+        return read(cls, values, derived=("explained",), parting=parting)
 
 
 @dataclass(frozen=True)
@@ -61,8 +68,9 @@ class AnswerAgreement:
     equal of `questions` were answered with the same tokens; of all `tokens` in the reference's answers, `common` come
     before the first that differs in their answer. error: largest difference of a logit, and closest: smallest margin of
     the reference's choice over any other token, at all places that both sides reached by the same tokens: while twice
-    the one is less than the other, no answer can differ. divergences: one for each question that is not equal, the
-    hardest to explain first; explained: how many of them are, those that `worst` leaves out included.
+    the one is less than the other, no answer can differ. Neither is of clips whose plans part at a tie. divergences:
+    one for each question that is not equal, the hardest to explain first; explained: how many of them are, those that
+    `worst` leaves out included.
     """
 
     questions: int

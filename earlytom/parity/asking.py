@@ -23,19 +23,23 @@ BATCH = 8  # questions at once
 def compare_answers(
     language: Qwen2, tokenizer: Any, prompts: Sequence[Sequence[str]], reference: Sequence[Tensor],
     actual: Sequence[Tensor], *, limit: float, inner: InnerMerging | None = None, new_tokens: int = NEW_TOKENS,
+    partings: Sequence[str] = (),
 ) -> AnswerAgreement:
     """Ask the same of both sides' visual tokens [N, L], greedily: prompts[i] is what is asked about video i.
 
     limit: error of a logit that is allowed, over the standard deviation of the reference's logits at the same place.
     inner: merging inside the LLM, as when a question is asked in earnest: each side decodes its own answer, so that no
-    word of an answer is put into a prefill, which merges by what its last token looks at. Raises InputError.
+    word of an answer is put into a prefill, which merges by what its last token looks at. partings: of each video, see
+    Divergence; default: none parts. Raises InputError.
     """
-    if not len(prompts) == len(reference) == len(actual) or not any(prompts):
-        raise InputError(f"{len(prompts)} lists of prompts do not go with {len(reference)} and {len(actual)} videos")
+    partings = partings or [""] * len(prompts)
+    if not len(prompts) == len(reference) == len(actual) == len(partings) or not any(prompts):
+        videos = f"{len(reference)} and {len(actual)} videos and {len(partings)} partings"
+        raise InputError(f"{len(prompts)} lists of prompts do not go with {videos}")
     questions = equal = tokens = common = 0
     error, closest = 0.0, math.inf
     found: list[Divergence] = []
-    for clip, (asked, mine, theirs) in enumerate(zip(prompts, reference, actual)):
+    for clip, (asked, mine, theirs, parting) in enumerate(zip(prompts, reference, actual, partings)):
         for first in range(0, len(asked), BATCH):
             some = asked[first : first + BATCH]
             ids = [build_prompt(tokenizer, question) for question in some]
@@ -46,13 +50,14 @@ def compare_answers(
                 largest = _largest((a_logits[seen].double() - b_logits[seen].double()).abs())
                 best = a_logits[seen].double().topk(2, dim=-1).values
                 questions, tokens, common = questions + 1, tokens + len(a), common + run
-                error, closest = max(error, largest), min(closest, float((best[:, 0] - best[:, 1]).min()))
+                if not parting:
+                    error, closest = max(error, largest), min(closest, float((best[:, 0] - best[:, 1]).min()))
                 if run == len(a):
                     equal += 1
                 else:
                     texts = (tokenizer.decode(a[:run]), tokenizer.decode([a[run]]), tokenizer.decode([b[run]]))
                     numbers = _near(a_logits[run], b_logits[run], a[run], b[run], limit)
-                    found.append(Divergence(question, clip, run, *texts, *numbers))
+                    found.append(Divergence(question, clip, run, *texts, *numbers, parting))
     found.sort(key=lambda d: (d.explained, -d.margin))
     return AnswerAgreement(questions, equal, tokens, common, error, closest, tuple(found))
 

@@ -99,6 +99,20 @@ def judge_answers(answers: AnswerAgreement) -> tuple[str, ...]:
     )
 
 
+def parting(plan: PlanAgreement, dtype: str) -> str:
+    """What makes two plans leave other frames, or mark them otherwise, where nobody is to blame: else empty.
+
+    Patches do not count: another one beside hundreds is an error of the tokens like others.
+    """
+    wrong = _wrong_flips(plan, TOLERANCES[dtype])
+    flips = [flip for flip in plan.flips if flip.kind not in ("patch", "contextual")]
+    if not flips or any(flip in wrong for flip in flips):
+        return ""
+    first = flips[0]
+    where = "after the last merge layer" if first.layer is None else f"at merge layer {first.layer}"
+    return f"{where}, {first.what} (margin {first.margin:.1e})"
+
+
 def bisect(hop: Hop) -> str | None:
     """The first intermediate out of tolerance and the layers between it and the last good one; None without any."""
     limit = TOLERANCES[hop.dtype]

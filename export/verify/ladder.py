@@ -44,7 +44,7 @@ from engines.products import ENGINES, PRODUCTS
 
 from ..onnx.traced import run_traced
 from ..settings import Questions
-from .interview import Interview
+from .interview import Interview, Seen
 from .polygraphy import polygraphy_numbers, repeat_command, save_inputs, save_outputs
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class _Ladder:
         self.config, self.shapes, self.dtype = bundle.manifest.config, bundle.manifest.shapes, bundle.manifest.dtype
         self.errors: ScoreErrors | None = None  # of the bundle's dtype against float32, once known
         self.interview = interview
-        self.tokens: dict[str, Sequence[Tensor]] = {}  # backend -> its visual tokens of each clip that is asked about
+        self.seen: dict[str, Sequence[Seen]] = {}  # backend -> what it made of each clip that is asked about
 
     def run(self, engines: Sequence[str]) -> ParityReport:
         hops = [self._oracle_hop()]
@@ -112,7 +112,7 @@ class _Ladder:
             save_inputs(self.directory, self.clips)
             save_outputs(self.directory, STATIC, trace.outputs)
         static = self._split(trace)
-        self._keep(STATIC, trace.outputs, tower)
+        self._keep(STATIC, trace, tower.trace)
         del tower, trace
         reference: tuple[str, Sequence[VideoTrace]] = (STATIC, static)
         if ONNXRUNTIME not in engines and self.dtype != "fp32":
@@ -166,7 +166,7 @@ class _Ladder:
             return HopReport(name, engine, self.dtype, "not run", (reason,)), None
         if self.directory is not None:
             save_outputs(self.directory, engine, outputs)
-        trace = TowerTrace(outputs, (), None, None)
+        trace = _unseen(outputs)
         note, errors = "", None
         if engine == ONNXRUNTIME:
             trace, note = self._with_scores(trace, expected, always=scores or self.dtype != "fp32")
@@ -185,20 +185,24 @@ class _Ladder:
 
     def _outputs(self, engine: str) -> TowerOutputs:
         with open_runner(self.bundle, engine, vision=self.vision) as runner:
-            outputs = TowerOutputs(*(value.cpu() for value in runner.run(self.clips)))
-            self._keep(engine, outputs, runner.run)
-            return outputs
+            def run(clips: Tensor) -> TowerTrace:
+                return _unseen(TowerOutputs(*(value.cpu() for value in runner.run(clips))))
 
-    def _keep(self, backend: str, outputs: TowerOutputs, run: Callable[[Tensor], TowerOutputs]) -> None:
-        """The backend's visual tokens of every clip that is asked about, while it is there to run the drawn ones."""
+            trace = run(self.clips)
+            self._keep(engine, trace, run)
+            return trace.outputs
+
+    def _keep(self, backend: str, trace: TowerTrace, run: Callable[[Tensor], TowerTrace]) -> None:
+        """What the backend makes of every clip that is asked about, while it is there to run the drawn ones."""
         if self.interview is not None:
-            self.tokens[backend] = self.interview.tokens(outputs, run)
+            self.seen[backend] = self.interview.look(trace, run)
 
     def _ask(self, report: HopReport) -> HopReport:
         if self.interview is None:
             return report
         self.progress(f"{report.actual}, answers")
-        return self.interview.report(report, self.tokens[report.reference], self.tokens[report.actual])
+        seen = self.seen
+        return self.interview.compare(report, seen[STATIC], seen[report.reference], seen[report.actual], self.errors)
 
     def _with_scores(
         self, trace: TowerTrace, expected: Sequence[VideoTrace], *, always: bool
@@ -225,7 +229,7 @@ class _Ladder:
         tower = StaticTower(lower, self.config, batch=len(self.clips)).eval()
         with torch.no_grad():
             trace = tower.trace(self.clips.to(lower.device))
-        self._keep(name, trace.outputs, tower)
+        self._keep(name, _unseen(trace.outputs), lambda clips: _unseen(tower(clips)))
         actual = self._split(trace)
         self.errors = _largest([score_errors(a, b) for a, b in zip(static, actual)])
         hop, values = self._measure((STATIC, name), static, actual)
@@ -248,6 +252,11 @@ class _Ladder:
             hop.reference, hop.actual, hop.dtype, "passed" if verdict.passed else "failed", verdict.reasons,
             verdict.bisect, replace(hop, plan=hop.plan.worst()), polygraphy_numbers(values, hop.dtype), note,
         )
+
+
+def _unseen(outputs: TowerOutputs) -> TowerTrace:
+    """Of a backend that does not show what it chose from."""
+    return TowerTrace(outputs, (), None, None)
 
 
 def _largest(errors: Sequence[ScoreErrors]) -> ScoreErrors:

@@ -25,19 +25,10 @@ from earlytom.parity import (
     judge_answers,
     logits_limit,
 )
+from tests.cases import Letters
 
 INNER = InnerMerging(layer=2, ratio=0.5)
 PROMPTS = [["What happens?", "Where is the star?"], ["How many things are there?"]]
-
-
-class Letters:
-    """A tokenizer: a token for each letter."""
-
-    def __call__(self, text, **_):
-        return {"input_ids": [ord(letter) % 60 + 4 for letter in text]}
-
-    def decode(self, ids):
-        return " ".join(map(str, ids))
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +48,10 @@ def videos():
     return [torch.randn(40, 32), torch.randn(30, 32)]
 
 
-def ask(language, reference, actual, dtype="fp32", new_tokens=8):
+def ask(language, reference, actual, dtype="fp32", new_tokens=8, partings=()):
     return compare_answers(
         language, Letters(), PROMPTS, reference, actual, inner=INNER, limit=logits_limit(dtype, INNER),
-        new_tokens=new_tokens,
+        new_tokens=new_tokens, partings=partings,
     )
 
 
@@ -87,6 +78,27 @@ def test_a_near_tie_is_what_the_dtype_may_exchange(changes, explained):
     assert answers.explained == explained
     reasons = judge_answers(answers)
     assert not reasons if explained else "'What?'" in reasons[0] and "' ring' in place of ' star'" in reasons[0]
+
+
+def test_a_tie_of_the_plans_explains_other_answers_but_no_numbers_nothing():
+    far = divergence(margin=9.0, error=8.0)
+    assert not far.explained and replace(far, parting="at merge layer 8").explained
+    assert not divergence(error=math.inf, parting="at merge layer 8").explained
+
+
+def test_clips_with_other_frames_are_asked_but_their_logits_not_compared(language, videos):
+    other = [videos[0], 3 * videos[1].flip(1)]
+    blamed = ask(language, videos, other)
+    found = ask(language, videos, other, partings=["", "after the last merge layer, a tie"])
+    assert blamed.error > 0.1 and judge_answers(blamed)
+    assert found.error == 0 and found.closest > 0 and not judge_answers(found)
+    assert (found.questions, found.equal, found.common) == (blamed.questions, blamed.equal, blamed.common) == (
+        3, 2, found.common
+    )
+    assert [d.parting for d in found.divergences] == ["after the last merge layer, a tie"]
+    assert found.explained == 1 and blamed.explained == 0
+    with pytest.raises(InputError, match="1 partings"):
+        ask(language, videos, videos, partings=["a tie"])
 
 
 def test_equal_tokens_give_equal_answers(language, videos):
@@ -152,7 +164,7 @@ NUMBERS = st.one_of(st.floats(0, 1e6), st.just(math.inf))
 DIVERGENCES = st.builds(
     Divergence, question=st.text(max_size=9), clip=st.integers(0, 99), index=st.integers(0, 99),
     common=st.text(max_size=9), reference=st.text(max_size=5), actual=st.text(max_size=5), margin=NUMBERS,
-    error=NUMBERS, allowed=NUMBERS,
+    error=NUMBERS, allowed=NUMBERS, parting=st.text(max_size=5),
 )
 
 
@@ -178,6 +190,7 @@ def test_manifests_of_before_are_read_and_written_as_they_were():
     hop = HopReport("static", "onnxruntime", "fp32", "not run", ("no package",))
     assert not {"answers", "unasked"} & hop.to_dict().keys()
     assert HopReport.from_dict(hop.to_dict()) == hop
+    assert "parting" not in divergence().to_dict() and Divergence.from_dict(divergence().to_dict()) == divergence()
 
 
 def good():
@@ -203,6 +216,7 @@ def good():
         lambda hop: hop["answers"]["divergences"][0].pop("margin"),
         lambda hop: hop["answers"]["divergences"][0].update(index="2"),
         lambda hop: hop["answers"]["divergences"][0].update(question=None),
+        lambda hop: hop["answers"]["divergences"][0].update(parting=None),
     ],
 )
 def test_json_that_says_nonsense_is_refused(spoil):

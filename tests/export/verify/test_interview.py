@@ -5,22 +5,25 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import Qwen2Config
 
 from earlytom.errors import ConfigError
+from earlytom.language.qwen2 import Qwen2
 from earlytom.parity import HopReport, ParityReport
-from earlytom.tower import TowerOutputs
+from earlytom.tower import StaticTower
 from engines.bundle.manifest import Manifest
 from engines.bundle.reader import Bundle, read_bundle
 from export.cli import export_parser, filled, verify_main
 from export.job import plan_job
 from export.report import render_report
 from export.settings import PROMPTS, QUESTIONS, ExportOptions, Questions, choose_questions
-from export.verify.interview import Interview, drawn_clips
+from export.verify.interview import Interview, Seen, drawn_clips
 from tests.bundles import IDENTITY
-from tests.cases import small_config, small_vision
+from tests.cases import Letters, small_clip, small_config, small_vision
 from tests.shared import demo_bundle
 
 HOP = HopReport("static", "onnxruntime", "fp32", "passed")
@@ -101,24 +104,100 @@ def test_drawn_clips_are_as_many_as_the_questions_need():
     assert not list(drawn_clips(0, 4))
 
 
-def test_a_batch_takes_several_drawn_clips_a_call():
-    config = small_config()
+def small_interview(batch=1, clips=()):
+    """Of the small tower; asks a small language model about the verified clip and about each of `clips`."""
     manifest = Manifest.derive(
-        config, small_vision().geometry, dtype="fp32", batch=2, opset=20, attention="primitives", checkpoint=IDENTITY,
-        tools={},
+        small_config(), small_vision().geometry, dtype="fp32", batch=batch, opset=20, attention="primitives",
+        checkpoint=IDENTITY, tools={},
     )
     interview = Interview(Bundle(Path("nowhere"), manifest), Questions(("What?",)))
-    interview.drawn = [(torch.full((12, 84, 84, 3), i, dtype=torch.uint8), ("What?",)) for i in (1, 2, 3)]
-    calls = []
+    interview.drawn = [(clip, ("What?",)) for clip in clips]
+    interview.prompts = [("What?",)] * (1 + len(clips))
+    torch.manual_seed(1)
+    language = Qwen2(Qwen2Config(
+        vocab_size=64, hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, initializer_range=0.3, eos_token_id=3, pad_token_id=0, bos_token_id=None,
+    )).eval().requires_grad_(False)
+    language.generation_config.eos_token_id = [3]
+    interview._model = SimpleNamespace(language=language, tokenizer=Letters())
+    return interview
+
+
+def test_a_batch_takes_several_drawn_clips_a_call():
+    clips = [small_clip(12, seed=seed)[0] for seed in range(4)]
+    interview, calls = small_interview(2, clips[1:]), []
+    tower, single = (StaticTower(small_vision(), small_config(), batch=size).eval() for size in (2, 1))
 
     def run(frames):
-        calls.append(frames[:, 0, 0, 0, 0].tolist())
-        marks = frames[:, :1, 0, 0, :1].to(torch.float32)
-        return TowerOutputs(marks, torch.zeros(2, 1, 1), torch.zeros(2, 1), torch.zeros(2, 1, 1))
+        calls.append([next(i for i, clip in enumerate(clips) if torch.equal(clip, video)) for video in frames])
+        return tower.trace(frames)
 
-    verified = run(torch.full((2, 12, 84, 84, 3), 9, dtype=torch.uint8))
-    assert [int(tokens) for tokens in interview.tokens(verified, run)] == [9, 1, 2, 3]
+    seen = interview.look(run(torch.stack([clips[0], clips[3]])), run)
     assert calls[1:] == [[1, 2], [3, 3]]
+    for clip, one in zip(clips, seen, strict=True):
+        expected = single(clip[None])
+        torch.testing.assert_close(one.tokens, expected.tokens[0])
+        assert torch.equal(one.video.weights, expected.weights[0]) and one.video.stages[0].hidden.numel() == 0
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """An interview about a verified clip, a drawn one that moves and one that stands still; what the tower saw."""
+    moving, other = (small_clip(12, seed=seed)[0] for seed in (1, 2))
+    interview = small_interview(1, [moving, other[:1].expand(12, -1, -1, -1).contiguous()])
+    tower = StaticTower(small_vision(), small_config()).eval()
+    return interview, interview.look(tower.trace(small_clip(12)), tower.trace)
+
+
+MOVING, STILL = 1, 2
+
+
+def altered(seen, index, plan=False, tokens=0.0):
+    """What an engine sees, which shows no scores: all as it is but clip `index`, of other frames or with an error."""
+    out = [Seen(one.tokens, one.video._replace(stages=(), similarity=None, received=None)) for one in seen]
+    one = out[index]
+    if plan:
+        weights = one.video.weights.roll(1, 1)
+        out[index] = Seen(3 * one.tokens.flip(1), one.video._replace(weights=weights))
+    elif tokens:
+        moved = tuple(token + tokens for token in one.video.tokens)
+        out[index] = Seen(one.tokens + tokens, one.video._replace(tokens=moved))
+    return out
+
+
+def test_drawn_clips_that_agree_pass(drawn):
+    interview, seen = drawn
+    hop = interview.compare(HOP, seen, seen, altered(seen, MOVING), None)
+    assert hop.status == "passed" and (hop.answers.equal, hop.answers.questions) == (3, 3)
+
+
+def test_a_tie_of_a_drawn_clips_plan_explains_other_answers(drawn):
+    """Copies of a frame: whichever of them are left, nobody is to blame, and the answers are to other frames."""
+    interview, seen = drawn
+    engine = altered(seen, STILL, plan=True)
+    hop = interview.compare(HOP, seen, seen, engine, None)
+    assert hop.status == "passed" and hop.answers.error == 0
+    (found,) = hop.answers.divergences
+    assert found.clip == STILL and "other frames" in found.parting and found.margin > 2 * found.allowed
+    assert "clip 2 part at a tie" in render_report(replace(small_interview().manifest, parity=(hop,)))
+    assert interview.compare(HOP, seen, engine, seen, None).answers.explained == 1, "whichever side parts"
+    both = interview.compare(HOP, seen, engine, engine, None)
+    assert both.status == "passed" and both.answers.equal == 3 and not both.answers.divergences
+
+
+def test_another_plan_without_a_tie_fails(drawn):
+    interview, seen = drawn
+    hop = interview.compare(HOP, seen, seen, altered(seen, MOVING, plan=True), None)
+    assert hop.status == "failed" and any("no ties" in reason for reason in hop.reasons)
+    assert hop.answers.differing == 1 and not hop.answers.explained
+
+
+def test_a_drawn_clip_holds_the_tolerance_of_tokens(drawn):
+    """Though nobody may notice from the answers."""
+    interview, seen = drawn
+    hop = interview.compare(HOP, seen, seen, altered(seen, MOVING, tokens=1e-3), None)
+    assert hop.status == "failed" and "drawn clips, against the static tower: tokens has" in hop.reasons[0]
+    assert interview.compare(HOP, seen, seen, altered(seen, MOVING, tokens=1e-5), None).status == "passed"
 
 
 def test_verifying_asks_when_it_is_told_to(bundle, capsys):
