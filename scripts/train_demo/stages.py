@@ -167,6 +167,11 @@ def draw_clips(step: int, size: int) -> Lessons:
     return _filmed(make_lessons(SEED + 500, step, size * count, 32 // count, GRID, 24))
 
 
+def draw_more_clips(step: int, size: int) -> Lessons:
+    """Clips of 32 whole frames, asked mostly for what their length makes harder."""
+    return _filmed(make_lessons(SEED + 900, step, size, 32, GRID, 24, weights=WHOLE))
+
+
 def _filmed(lessons: list[Lesson]) -> Lessons:
     return lessons, torch.stack([lesson.pixels() for lesson in lessons])
 
@@ -216,4 +221,5 @@ STAGES = (
     Stage("answer short clips", ("projector", "language"), 260, 1e-3, 16, draw_short_clips, answer_from_far, 20,
           muon=True),
     Stage("answer clips", ("projector", "language"), 500, 6e-4, 1, draw_clips, answer, 20, muon=True),
+    Stage("answer whole clips", ("projector", "language"), 600, 5e-4, 1, draw_more_clips, answer, 20, muon=True),
 )

@@ -18,9 +18,9 @@ from earlytom.demo.suite import make_suite
 
 SEED = 20  # one that no setting was chosen by
 # Of 100 questions, an eighth of them for a sentence, which is seldom right word by word; of the others chance is a
-# quarter, or an eighth and less if open. Measured: 73 % are right; 53 % with the least attended patches, 52 % merged
+# quarter, or an eighth and less if open. Measured: 76 % are right; 49 % with the least attended patches, 54 % merged
 # across cuts.
-LEAST = 0.63
+LEAST = 0.65
 
 least_attended = tower.select_positions
 
