@@ -11,18 +11,21 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial, update_wrapper
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.generation.configuration_utils import ALL_STATIC_CACHE_IMPLEMENTATIONS
 
 from .adaptive import AdaptiveTower
+from .bundled import BundleEncoder
 from .calls import VideoCall, by_name, llava_next_call, transformers_call
 from .checkpoint import SharedParts, live_config, share_weights
+from .checkpoint.formats import CheckpointConfig
 from .config import EarlyTomConfig
 from .errors import ConfigError, InputError
 from .language.qwen2 import Qwen2, check_layer
+from .language.versions import DYNAMIC_CACHE, STATIC_CACHES
 from .presets import environment_settings, preset
 from .tower import StaticTower, split_videos
 
@@ -33,6 +36,8 @@ def earlytom(
     model: nn.Module,
     retain: float | None = None,
     *,
+    bundle: str | Path | None = None,
+    engine: str = "auto",
     config: EarlyTomConfig | None = None,
     environ: Mapping[str, str] = os.environ,
     **settings: Any,
@@ -49,11 +54,26 @@ def earlytom(
     With `frame_budgets`, or a whole `config`, which has them, the static form answers, as an engine would: videos must
     then have `frames` frames.
 
+    bundle: of an exported tower, whose `engine` (see `engines.open_runner`) encodes videos in place of the model's own;
+    what it was exported with is the configuration, and nothing else can be set. The engine is closed by `restore`.
+
     Raises ConfigError on settings that do not fit the model, InputError on another kind of model, or on one whose
-    weights lie otherwise.
+    weights lie otherwise; with a bundle BundleError and EngineError as well.
     """
     restore(model)
-    wrapper = Wrapper(model, retain, config, environ, settings)
+    live = live_config(model)
+    encoder = None
+    if bundle is not None:
+        if retain is not None or config is not None or settings:
+            raise ConfigError("a bundle has its own configuration: leave out retain, config and other settings")
+        encoder = BundleEncoder(bundle, engine, live)
+        config = encoder.config
+    try:
+        wrapper = Wrapper(model, live, retain, config, environ, settings, encoder)
+    except BaseException:
+        if encoder is not None:
+            encoder.close()
+        raise
     for name, method in (("generate", wrapper.generate), ("forward", wrapper.forward)):
         # On the instance: nn.Module keeps plain functions out of its parameters and state_dict. Callers look at the
         # signature (generate does, for what the model takes), and copies of the model must call their own wrapper.
@@ -71,6 +91,8 @@ def restore(model: nn.Module) -> nn.Module:
                 setattr(model, name, wrapper.before[name])
             else:
                 delattr(model, name)
+            if wrapper.encoder is not None:
+                wrapper.encoder.close()
     return model
 
 
@@ -80,14 +102,16 @@ class Wrapper:
     def __init__(
         self,
         model: nn.Module,
+        live: CheckpointConfig,
         retain: float | None,
         config: EarlyTomConfig | None,
         environ: Mapping[str, str],
         settings: dict[str, Any],
+        encoder: BundleEncoder | None = None,
     ) -> None:
         if config is not None and (retain is not None or settings):
             raise ConfigError("give either a whole config, or retain and single settings, not both")
-        self.live = live_config(model)
+        self.live, self.encoder = live, encoder
         self.model: Any = model
         self.own: dict[str, Callable[..., Any]] = {name: getattr(model, name) for name in METHODS}
         self.before = {name: model.__dict__[name] for name in METHODS if name in model.__dict__}  # hooks of others
@@ -122,6 +146,8 @@ class Wrapper:
     def encode(self, pixels: Tensor) -> Tensor:
         """Normalised pixels [T, 3, H, W] of one video -> its visual tokens [N, L]. Raises InputError."""
         tower, _ = self._parts()
+        if self.encoder is not None:
+            return self.encoder.encode(pixels, tower.vision.image_newline)
         if isinstance(tower, AdaptiveTower):
             return tower.encode_pixels(pixels).tokens
         if len(pixels) != self.config.frames:
@@ -148,7 +174,7 @@ class Wrapper:
         sources = (rest.get("cache_implementation"), rest.get("generation_config"), self.model.generation_config)
         if self.config.inner is not None and _asks_static_cache(*sources):
             warnings.warn("with inner merging the layers' caches differ in length: using a dynamic cache", stacklevel=2)
-            rest["cache_implementation"] = "dynamic"
+            rest["cache_implementation"] = DYNAMIC_CACHE
         new = language.generate(**call.embed(language), inner=self.config.inner, **rest)
         if call.ids is None:
             return new
@@ -183,4 +209,4 @@ class Wrapper:
 def _asks_static_cache(implementation: str | None, *configs: Any) -> bool:
     """Whether the first of these that names a cache names one whose layers have one length."""
     named = (implementation, *(getattr(config, "cache_implementation", None) for config in configs))
-    return next((name for name in named if name is not None), None) in ALL_STATIC_CACHE_IMPLEMENTATIONS
+    return next((name for name in named if name is not None), None) in STATIC_CACHES
