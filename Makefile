@@ -1,6 +1,6 @@
 # make demo   export the built-in demo checkpoint at retain ratio 0.2, verify it, draw a clip, ask about it
 # make test   the quick tests            make slow   the long ones
-# make test-integrations   those that make environments of their own: the wheel, lmms-eval
+# make test-integrations   those that make environments of their own: the wheel, lmms-eval, older transformers
 # make lint   ruff and mypy              make clean  remove what was made; make distclean: .venv too
 #
 # Each sets up .venv first, once, and again when pyproject.toml or constraints.txt change.
@@ -32,7 +32,7 @@ slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m "slow and not gpu"
 
 test-integrations: $(STAMP)
-	$(BIN)/python -m pytest -q -m integration tests/integrations
+	$(BIN)/python -m pytest -q -rs -m integration tests/integrations
 
 lint: $(STAMP)
 	$(BIN)/ruff check $(PACKAGES) tests

@@ -20,10 +20,10 @@ from earlytom.vision.siglip import Vision
 GOLDEN = Path(__file__).parent / "golden"
 TINY = GOLDEN / "e2e" / "tiny-llava-onevision"
 five_only = pytest.mark.skipif(not FIVE, reason="needs transformers 5")
+RELEASE = tuple(map(int, transformers.__version__.split(".")[:2]))
 # A video without an image fails in LlavaOnevision before 4.51, when it is not EarlyTom that takes it.
-own_videos = pytest.mark.skipif(
-    tuple(map(int, transformers.__version__.split(".")[:2])) < (4, 51), reason="transformers before 4.51 cannot"
-)
+own_videos = pytest.mark.skipif(RELEASE < (4, 51), reason="transformers before 4.51 cannot")
+nested = pytest.mark.skipif(RELEASE < (4, 52), reason="transformers before 4.52 names the modules otherwise")
 SEGMENT_SETTINGS = ("tau", "max_window", "ema")
 
 

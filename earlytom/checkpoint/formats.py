@@ -114,7 +114,9 @@ def live_config(model: Any) -> CheckpointConfig:
         if all(hasattr(inner, name) for name in ("vision_tower", "mm_projector", "embed_tokens")):
             tower = getattr(inner, "vision_tower")  # noqa: B009
             tower = tower[0] if isinstance(tower, list) else tower
-            return _llava_next(where, model.config.to_dict(), SO400M | tower.config.to_dict())
+            # Of the tower itself: what holds it says so400m whatever it holds.
+            config = getattr(getattr(tower, "vision_tower", None), "config", tower.config)
+            return _llava_next(where, model.config.to_dict(), SO400M | config.to_dict())
     except ConfigError as error:
         raise CheckpointError(f"{where}: {error}") from None
     raise InputError(

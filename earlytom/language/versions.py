@@ -54,6 +54,8 @@ def qwen2_config(text: Mapping[str, Any]) -> Qwen2Config:
         if "rope_theta" in rope:
             settings["rope_theta"] = rope.pop("rope_theta")
         settings["rope_scaling"] = rope if rope.get("rope_type", "default") != "default" else None
+        if not settings.get("use_sliding_window"):
+            settings["sliding_window"] = None  # some releases take a window, 4096 by default, for one that is used
     return Qwen2Config(**settings)
 
 

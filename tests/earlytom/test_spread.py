@@ -9,7 +9,7 @@ from accelerate import dispatch_model
 from earlytom import InnerMerging, restore
 from earlytom.errors import InputError
 from earlytom.wrap import earlytom
-from tests.cases import TINY, cases
+from tests.cases import TINY, cases, nested
 from tests.llava_next import load_stand_in
 from tests.onevision import expand, load_onevision
 
@@ -53,7 +53,9 @@ def pixels(e2e_frames):
     ("kind", "on_disk", "options"),
     [
         ("stand_in", ["layers.3", "embed_tokens", "lm_head"], {}),
-        ("onevision", ["layers.2", "norm"], {"preload_module_classes": ["Qwen2DecoderLayer"]}),
+        pytest.param(
+            "onevision", ["layers.2", "norm"], {"preload_module_classes": ["Qwen2DecoderLayer"]}, marks=nested
+        ),
     ],
     ids=["k on disk", "k - 1 on disk as a whole"],
 )

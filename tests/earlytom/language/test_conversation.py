@@ -22,10 +22,11 @@ from earlytom.language.conversation import Conversation, prefill
 from earlytom.language.decode import CompiledDecoder
 from earlytom.language.prompt import VIDEO_TOKEN, embed_prompt
 from earlytom.language.qwen2 import Qwen2, generate
+from tests.cases import five_only
 from tests.earlytom.language import test_qwen2
 from tests.earlytom.language.test_qwen2 import ARCHIVE, AS_RELEASED, CASES, INNER, METHODS, PROMPT, build, tiny, video
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), five_only]
 
 MERGING = [None, *METHODS]
 QUESTIONS = [PROMPT[4:], [30], [*range(50, 70)]]
