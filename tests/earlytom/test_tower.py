@@ -141,11 +141,13 @@ def test_without_merge_layers_nothing_is_pruned():
 @pytest.mark.parametrize(
     ("changes", "newline"),
     [
-        ({}, "one_token"),
-        ({"contextual": 0.3, "merge_layers": (2,), "frame_budgets": (6,)}, "grid"),
-        ({"merge_layers": (), "retain": 1, "frame_budgets": ()}, "grid"),
+        pytest.param({}, "one_token", id="plain"),
+        pytest.param(
+            {"contextual": 0.3, "merge_layers": (2,), "frame_budgets": (6,)}, "grid", id="contextual",
+            marks=pytest.mark.slow,  # what it adds is exported in export/onnx/test_exporter.py
+        ),
+        pytest.param({"merge_layers": (), "retain": 1, "frame_budgets": ()}, "grid", id="unpruned"),
     ],
-    ids=["plain", "contextual", "unpruned"],
 )
 def test_one_exported_program_serves_every_clip(changes, newline):
     """torch.export in strict mode: no Python branch on data, no data-dependent shape."""

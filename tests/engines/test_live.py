@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +14,10 @@ from torch import Tensor
 from earlytom import earlytom, restore
 from earlytom.bundled import to_frames
 from earlytom.errors import ConfigError, EngineError, InputError
-from tests.bundles import GOLDEN_CONFIG, golden_bundle, small_bundle
-from tests.cases import TINY, cases, own_videos
+from engines.bundle.manifest import Manifest
+from engines.bundle.reader import Bundle
+from tests.bundles import GOLDEN_CONFIG, IDENTITY, golden_bundle, small_bundle
+from tests.cases import TINY, cases, own_videos, small_config, small_vision
 from tests.llava_next import load_stand_in
 from tests.onevision import expand, load_onevision
 
@@ -90,11 +93,17 @@ def test_contradictions_are_refused(settings: dict[str, Any], error: type[Except
     assert not {"generate", "forward"} & set(model.__dict__)
 
 
-def test_another_bundle_is_refused() -> None:
+def test_another_bundle_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="of another tower than the model's: it has geometry"):
         earlytom(load_stand_in(TINY), bundle=small_bundle().path)
-    with pytest.raises(ConfigError, match="takes 2 videos a call"):
-        earlytom(load_stand_in(TINY), bundle=small_bundle(batch=2).path)
+    manifest = Manifest.derive(
+        small_config(), small_vision().geometry, dtype="fp32", batch=2, opset=20, attention="primitives",
+        checkpoint=IDENTITY, tools={},
+    )
+    pair = Bundle(Path("pair"), manifest)
+    monkeypatch.setattr("engines.live.read_bundle", lambda path: pair)
+    with pytest.raises(ConfigError, match="the bundle pair takes 2 videos a call"):
+        earlytom(load_stand_in(TINY), bundle="pair")
 
 
 def test_other_weights_and_other_pixels_are_refused(pixels: Tensor) -> None:

@@ -176,7 +176,11 @@ def test_one_merge_layer_keeps_both_names_of_its_plan(small_export: OnnxExport) 
 
 @pytest.mark.parametrize(
     ("opset", "settings"),
-    [(18, {"pooling": "average", "newline": "grid"}), (20, {"pooling": "max", "contextual": 0.4}), (23, {})],
+    [
+        pytest.param(18, {"pooling": "average", "newline": "grid"}, marks=pytest.mark.slow),
+        (20, {"pooling": "max", "contextual": 0.4}),
+        pytest.param(23, {}, marks=pytest.mark.slow),
+    ],
 )
 def test_bfloat16_keeps_the_rules(tmp_path: Path, opset: int, settings: dict[str, Any]) -> None:
     """Below opset 22 neither Conv nor the poolings take bfloat16."""
