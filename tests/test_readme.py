@@ -16,6 +16,9 @@ from export import settings
 from export.calibration.command import parser as calibrate_parser
 from export.cli import build_parser, export_parser, verify_parser
 from tests import clips
+from tests.bundles import golden_bundle
+from tests.cases import TINY
+from tests.llava_next import load_stand_in
 from tests.shared import demo_bundle
 
 ROOT = Path(__file__).parent.parent
@@ -69,6 +72,19 @@ def test_the_pipeline_snippet_runs(capsys, tmp_path, monkeypatch):
     Path("bundles/ov7b").symlink_to(demo_bundle())
     exec(compile(snippet, "README.md", "exec"), {})  # the code is ours
     assert capsys.readouterr().out.strip(), "the demo says something"
+
+
+def test_the_snippets_on_a_live_model_run(tmp_path, monkeypatch):
+    first, second = (block for block in blocks("python") if "earlytom(model" in block)
+    monkeypatch.chdir(tmp_path)
+    Path("bundles").mkdir()
+    Path("bundles/ov7b").symlink_to(golden_bundle("fp32").path)
+    names = {"model": load_stand_in(TINY)}
+    exec(compile(first, "README.md", "exec"), names)
+    assert names["model"].generate.func.__self__.config.retain == 0.2
+    exec(compile(second, "README.md", "exec"), names)
+    assert names["model"].generate.func.__self__.encoder.path == "bundles/ov7b"
+    names["restore"](names["model"])
 
 
 def test_the_export_snippet_is_taken(monkeypatch):
