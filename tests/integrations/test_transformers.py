@@ -51,25 +51,33 @@ def pinned(*without: str) -> str:
 @pytest.fixture(scope="module", params=OLDER)
 def older(request: pytest.FixtureRequest, wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """A release, and the interpreter of an environment with it, the wheel and what the tests need."""
-    home = tmp_path_factory.mktemp(f"transformers-{request.param}")
+    return request.param, environment(request.param, wheel, tmp_path_factory.mktemp(f"transformers-{request.param}"))
+
+
+def environment(version: str, wheel: Path, home: Path) -> Path:
+    """The interpreter of a new environment in `home` with that transformers, the wheel and what the tests need."""
     python = home / "venv" / "bin" / "python"
     call(sys.executable, "-m", "uv", "venv", "--quiet", "--python", sys.executable, home / "venv", cwd=home)
     (home / "constraints.txt").write_text(pinned("transformers", "huggingface-hub", "hf-xet", "tokenizers"))
     call(
         sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", python, "-c", home / "constraints.txt",
-        f"earlytom-export[device-map] @ {wheel.as_uri()}", f"transformers=={request.param}", "pytest", "pytest-xdist",
+        f"earlytom-export[device-map] @ {wheel.as_uri()}", f"transformers=={version}", "pytest", "pytest-xdist",
         "hypothesis", "einops", "requests", cwd=home,
     )
-    return request.param, python
+    return python
 
 
 @pytest.fixture(scope="module")
 def llava_next(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout of LLaVA-NeXT: LLAVA_NEXT, or cloned."""
-    if "LLAVA_NEXT" in os.environ:
-        return Path(os.environ["LLAVA_NEXT"])
-    home = tmp_path_factory.mktemp("llava") / "LLaVA-NeXT"
-    command = ["git", "clone", "--quiet", "--depth", "1", SOURCE, str(home)]
+    return checkout("LLAVA_NEXT", SOURCE, tmp_path_factory.mktemp("llava"), "LLaVA-NeXT's own class is NOT tested")
+
+
+def checkout(variable: str, source: str, home: Path, otherwise: str) -> Path:
+    """A checkout of a public repository: the one that the environment names, or cloned. Skips loudly without."""
+    if variable in os.environ:
+        return Path(os.environ[variable])
+    home = home / "source"
+    command = ["git", "clone", "--quiet", "--depth", "1", source, str(home)]
     environ = os.environ | {"GIT_TERMINAL_PROMPT": "0"}
     try:
         done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=120)
@@ -77,7 +85,7 @@ def llava_next(tmp_path_factory: pytest.TempPathFactory) -> Path:
     except (OSError, subprocess.TimeoutExpired) as error:
         reason = str(error)
     if reason:
-        pytest.skip(f"LLaVA-NeXT's own class is NOT tested: {reason}; set LLAVA_NEXT to a checkout of {SOURCE}")
+        pytest.skip(f"{otherwise}: {reason}; set {variable} to a checkout of {source}")
     return home
 
 
