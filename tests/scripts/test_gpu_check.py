@@ -318,6 +318,7 @@ def test_a_machine_without_a_card_is_described(monkeypatch: pytest.MonkeyPatch) 
     assert machine.clocks() == {}
 
 
+@pytest.mark.slow  # what it prints is tested in engines/test_bench.py
 def test_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = small_bundle()
     output = tmp_path / "bench.json"

@@ -118,6 +118,7 @@ def test_intermediates_are_the_towers(golden_export: OnnxExport, e2e_frames: NDA
         with_traced_outputs(golden_export.path, destination=Path("elsewhere") / "traced.onnx")
 
 
+@pytest.mark.slow  # a float16 bundle is held against the tower in export/verify/test_ladder.py
 def test_half_precision_stays_close_where_the_plans_agree() -> None:
     """On a clip without near-ties; `make slow` has the golden clip at full resolution, in parity/."""
     bundle = small_bundle("fp16")
