@@ -12,7 +12,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from earlytom.config import EarlyTomConfig
+from earlytom.config import EarlyTomConfig, InnerMerging
 from earlytom.language.versions import FIVE
 from earlytom.vision.geometry import VisionGeometry
 from earlytom.vision.siglip import Vision
@@ -55,6 +55,14 @@ def cases(name: str) -> list[Case]:
                 case, array = key.split("_", 1)
                 found[int(case)][array] = torch.from_numpy(archive[key])
     return [Case(number, meta, arrays) for number, (meta, arrays) in enumerate(zip(metas, found))]
+
+
+def golden_settings(meta: dict[str, Any], **inner: Any) -> dict[str, Any]:
+    """What `earlytom(model)` takes for an end-to-end case besides its ratio; inner: further ones of InnerMerging."""
+    merging = InnerMerging(meta["inner_layer"], meta["inner_ratio"], **inner) if meta["inner_layer"] else None
+    return {name: meta[name] for name in SEGMENT_SETTINGS} | {
+        "merge_layers": tuple(meta["merge_layers"]), "inner": merging, "environ": {},
+    }
 
 
 def spans(segments: Tensor) -> list[tuple[int, int]]:

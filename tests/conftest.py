@@ -81,3 +81,10 @@ def e2e_frames() -> NDArray[np.uint8]:
         video: NDArray[np.uint8] = archive["video"]
     video.setflags(write=False)
     return video
+
+
+@pytest.fixture(scope="session")
+def pixels(e2e_frames: NDArray[np.uint8]) -> torch.Tensor:
+    """That clip as an image processor gives it, [32, 3, 384, 384]."""
+    frames = torch.from_numpy(e2e_frames.copy()).permute(0, 3, 1, 2)
+    return (frames / 255 - 0.5) / 0.5

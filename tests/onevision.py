@@ -44,3 +44,10 @@ def load_onevision(directory: Path) -> LlavaOnevisionForConditionalGeneration:
 def expand(prompt: list[int], frames: int) -> Tensor:
     """A golden prompt, -200 for the video, as the processor writes it: ids [1, P] with a placeholder for each token."""
     return torch.tensor([[x for token in prompt for x in ([VIDEO] * (frames * 196 + 1) if token == -200 else [token])]])
+
+
+def question(model: Any, prompt: list[int], pixels: Tensor) -> dict[str, Any]:
+    """What `generate` of a live model of either kind takes for a golden prompt about pixels [T, 3, H, W]."""
+    if model.config.model_type == "llava_onevision":
+        return {"input_ids": expand(prompt, len(pixels)), "pixel_values_videos": pixels[None]}
+    return {"inputs": torch.tensor([prompt]), "images": [pixels], "modalities": ["video"]}

@@ -6,7 +6,6 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 
 from ..errors import InputError
-from .versions import plain_keys
 
 
 class PromptCache(DynamicCache):
@@ -50,8 +49,3 @@ def held_states(cache: Cache | None, tokens: int) -> tuple[Tensor, Tensor]:
             "only a PromptCache that was rewound can be continued so"
         )
     return held
-
-
-def cached_keys(cache: Cache | None, index: int) -> Tensor | None:
-    """The keys [B, G, N, head width] of a layer as it has just cached them, or None where they are not at hand."""
-    return None if cache is None else plain_keys(cache, index)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,12 +12,10 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..config import InnerMerging
 from .cache import PromptCache
+from .decode import CompiledDecoder
 from .prompt import embed_prompt
 from .qwen2 import Qwen2, check_layer, generate
 from .versions import FIVE, has_windows
-
-if TYPE_CHECKING:
-    from .decode import CompiledDecoder
 
 # Arguments of generate that leave one sequence, a token at a time, in the cache that it is given. All others (beams,
 # another cache, assistants, ...) are answered as if they were the first.

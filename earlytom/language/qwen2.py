@@ -18,11 +18,19 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from ..config import InnerMerging
 from ..errors import ConfigError, InputError
 from ..inner import MergeRequest, Spans, check_lengths
-from .cache import PromptCache, cached_keys, held_states
+from .cache import PromptCache, held_states
 from .devices import execution_device
 from .prompt import embed_batch
 from .score import last_query_attention
-from .versions import capture_outputs, causal_mask, dynamic_cache, has_windows, layer_arguments, run_layer
+from .versions import (
+    cached_keys,
+    capture_outputs,
+    causal_mask,
+    dynamic_cache,
+    has_windows,
+    layer_arguments,
+    run_layer,
+)
 
 
 class MergingQwen2Model(Qwen2Model):

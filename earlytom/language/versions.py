@@ -73,13 +73,12 @@ def has_windows(config: Any) -> bool:
     return bool(used and config.max_window_layers < config.num_hidden_layers)
 
 
-def plain_keys(cache: Cache, index: int) -> Tensor | None:
-    """The keys [B, G, N, head width] of a layer of a DynamicCache, or None of a cache that keeps them otherwise."""
-    if hasattr(cache, "key_cache") and not hasattr(cache, "layers"):
-        keys: Tensor = cache.key_cache[index]
-        return keys if isinstance(cache, DynamicCache) else None
-    if getattr(cache, "offloading", False):
+def cached_keys(cache: Cache | None, index: int) -> Tensor | None:
+    """The keys [B, G, N, head width] of a layer as it has just cached them, or None where they are not at hand."""
+    if cache is None or getattr(cache, "offloading", False):
         return None
+    if not hasattr(cache, "layers"):  # before 4.54
+        return cache.key_cache[index] if isinstance(cache, DynamicCache) else None
     layer = cache.layers[index]
     return layer.keys if type(layer).__name__ == "DynamicLayer" else None
 
@@ -111,10 +110,9 @@ def causal_mask(
 ) -> Any:
     """What the layers from `layer` on take as attention_mask. visible [B, cached + N]: 0 for what nobody sees."""
     if FIVE:
-        where = {"layer_idx": layer} if layer else {}
         return create_causal_mask(
             config=config, inputs_embeds=hidden, attention_mask=visible, position_ids=position_ids,
-            past_key_values=cache, **where,
+            past_key_values=cache, layer_idx=layer,
         )
     past = 0 if cache is None else cache.get_seq_length(layer)
     return _causal_mask(hidden, visible, past, config._attn_implementation)

@@ -74,6 +74,11 @@ class Flip:
     rounding: float = ROUNDING
 
     @property
+    def where(self) -> str:
+        """The place of the choice, for people."""
+        return "after the last merge layer" if self.layer is None else f"at merge layer {self.layer}"
+
+    @property
     def tied(self) -> bool:
         """Whether the scores are equal as far as float32 goes: two copies of one frame, say. No backend is to blame."""
         return self.margin is not None and self.margin <= self.rounding

@@ -66,10 +66,9 @@ def judge(hop: Hop) -> Verdict:
     wrong = _wrong_flips(plan, limit)
     if wrong:
         first, margin = wrong[0], "unknown" if wrong[0].margin is None else f"{wrong[0].margin:.2e}"
-        where = "after the last merge layer" if first.layer is None else f"at merge layer {first.layer}"
         allowed = "ties" if limit.exact else "near-ties"
         reasons.append(
-            f"{len(wrong)} of {len(plan.flips)} choices that differ are no {allowed}, the first {where}, frame "
+            f"{len(wrong)} of {len(plan.flips)} choices that differ are no {allowed}, the first {first.where}, frame "
             f"{first.frame}: {first.what} (margin {margin}, error of its score {first.error:.2e})"
         )
     if not plan.flips and min(plan.shares) < 1:
@@ -109,8 +108,7 @@ def parting(plan: PlanAgreement, dtype: str) -> str:
     if not flips or any(flip in wrong for flip in flips):
         return ""
     first = flips[0]
-    where = "after the last merge layer" if first.layer is None else f"at merge layer {first.layer}"
-    return f"{where}, {first.what} (margin {first.margin:.1e})"
+    return f"{first.where}, {first.what} (margin {first.margin:.1e})"
 
 
 def bisect(hop: Hop) -> str | None:

@@ -98,6 +98,8 @@ class Interview:
         config, shapes = self.manifest.config, self.manifest.shapes
 
         def part(a: Seen, b: Seen) -> str:
+            if _same_plan(a, b):
+                return ""
             return parting(agree(a.video, b.video, config, shapes, errors=errors).plan, hop.dtype)
 
         mine, theirs = (list(map(part, shown, side)) for side in (reference, actual))
@@ -109,7 +111,7 @@ class Interview:
             reasons = [f"drawn clips, against the static tower: {reason}" for reason in judge(found).reasons]
             hop = replace(hop, reasons=(*hop.reasons, *reasons), status="failed" if reasons else hop.status)
         partings = [
-            "" if _same_plan(a.video, b.video) else at or to for a, b, at, to in zip(reference, actual, mine, theirs)
+            "" if _same_plan(a, b) else at or to for a, b, at, to in zip(reference, actual, mine, theirs)
         ]
         return self.report(hop, [one.tokens for one in reference], [one.tokens for one in actual], partings)
 
@@ -140,8 +142,10 @@ class Interview:
         return self._model
 
 
-def _same_plan(a: VideoTrace, b: VideoTrace) -> bool:
-    return sources(a.weights) == sources(b.weights) and torch.equal(a.dynamic, b.dynamic)
+def _same_plan(a: Seen, b: Seen) -> bool:
+    """Whether the same frames are left, with the same marks."""
+    mine, theirs = a.video, b.video
+    return sources(mine.weights) == sources(theirs.weights) and torch.equal(mine.dynamic, theirs.dynamic)
 
 
 def drawn_clips(questions: int, frames: int) -> Iterator[Asked]:

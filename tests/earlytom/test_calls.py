@@ -31,12 +31,6 @@ def model(original):
 
 
 @pytest.fixture(scope="module")
-def pixels(e2e_frames):
-    frames = torch.from_numpy(e2e_frames.copy()).permute(0, 3, 1, 2)
-    return (frames / 255 - 0.5) / 0.5
-
-
-@pytest.fixture(scope="module")
 def video(pixels):
     return {"input_ids": expand(PROMPT, FRAMES), "pixel_values_videos": pixels[None, :FRAMES]}
 

@@ -6,19 +6,15 @@ import pytest
 import torch
 from accelerate import dispatch_model
 
-from earlytom import InnerMerging, restore
+from earlytom import restore
 from earlytom.errors import InputError
 from earlytom.wrap import earlytom
-from tests.cases import TINY, cases, nested
+from tests.cases import TINY, cases, golden_settings, nested
 from tests.llava_next import load_stand_in
-from tests.onevision import expand, load_onevision
+from tests.onevision import load_onevision, question
 
 CASE = cases("e2e/e2e")[3]  # with inner merging before layer 3
 META = CASE.meta
-SETTINGS = {
-    "merge_layers": tuple(META["merge_layers"]), "tau": META["tau"], "max_window": META["max_window"],
-    "ema": META["ema"], "inner": InnerMerging(META["inner_layer"], META["inner_ratio"]), "environ": {},
-}
 LOADERS = {"stand_in": (load_stand_in, "model."), "onevision": (load_onevision, "model.language_model.")}
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -37,18 +33,6 @@ def spread(kind, folder, on_disk, **options):
         return dispatch_model(model, places, offload_dir=folder, skip_keys="past_key_values", **options)
 
 
-def question(kind, pixels):
-    if kind == "stand_in":
-        return {"inputs": torch.tensor([META["prompt"]]), "images": [pixels], "modalities": ["video"]}
-    return {"input_ids": expand(META["prompt"], 32), "pixel_values_videos": pixels[None]}
-
-
-@pytest.fixture(scope="module")
-def pixels(e2e_frames):
-    frames = torch.from_numpy(e2e_frames.copy()).permute(0, 3, 1, 2)
-    return (frames / 255 - 0.5) / 0.5
-
-
 @pytest.mark.parametrize(
     ("kind", "on_disk", "options"),
     [
@@ -64,9 +48,9 @@ def test_the_released_answer_comes_out(kind, on_disk, options, tmp_path, pixels)
     state = {name: weight.device for name, weight in model.state_dict().items()}
     text = torch.tensor([[5, 6, 7]])
     before = model(text).logits
-    earlytom(model, META["retain_ratio"], **SETTINGS)
+    earlytom(model, META["retain_ratio"], **golden_settings(META))
     output = {"return_dict_in_generate": True, "output_logits": True}
-    answer = model.generate(**question(kind, pixels), max_new_tokens=8, do_sample=False, **output)
+    answer = model.generate(**question(model, META["prompt"], pixels), max_new_tokens=8, do_sample=False, **output)
     torch.testing.assert_close(answer.logits[0][0], CASE["first_logits"], atol=1e-3, rtol=0)
     assert answer.sequences[0, -8:].tolist() == CASE["generated"].tolist()
     shared = model.generate.func.__self__.shared

@@ -9,9 +9,9 @@ import earlytom as package
 from earlytom import InnerMerging, restore
 from earlytom.errors import ConfigError, InputError
 from earlytom.wrap import earlytom
-from tests.cases import TINY, cases, own_videos
+from tests.cases import TINY, cases, golden_settings, own_videos
 from tests.llava_next import load_stand_in
-from tests.onevision import VIDEO, expand, load_onevision
+from tests.onevision import VIDEO, load_onevision, question
 
 E2E = cases("e2e/e2e")
 
@@ -19,12 +19,6 @@ E2E = cases("e2e/e2e")
 @pytest.fixture(scope="module")
 def stand_in():
     return load_stand_in(TINY)
-
-
-@pytest.fixture(scope="module")
-def pixels(e2e_frames):
-    frames = torch.from_numpy(e2e_frames.copy()).permute(0, 3, 1, 2)
-    return (frames / 255 - 0.5) / 0.5
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +33,6 @@ def plain(stand_in, onevision):
     restore(onevision)
 
 
-def golden_settings(meta):
-    inner = InnerMerging(meta["inner_layer"], meta["inner_ratio"]) if meta["inner_layer"] else None
-    return {
-        "merge_layers": tuple(meta["merge_layers"]), "tau": meta["tau"], "max_window": meta["max_window"],
-        "ema": meta["ema"], "inner": inner, "environ": {},
-    }
-
-
 def wrapper_of(model):
     return model.generate.func.__self__
 
@@ -59,10 +45,7 @@ def test_by_default_the_released_answers_come_out_whatever_the_counts(case, kind
     wrapper, seen = wrapper_of(model), []
     encode = wrapper.encode
     monkeypatch.setattr(wrapper, "encode", lambda video: seen.append(encode(video)) or seen[-1])
-    if kind == "stand_in":
-        arguments = {"inputs": torch.tensor([case.meta["prompt"]]), "images": [pixels], "modalities": ["video"]}
-    else:
-        arguments = {"input_ids": expand(case.meta["prompt"], 32), "pixel_values_videos": pixels[None]}
+    arguments = question(model, case.meta["prompt"], pixels)
     options = {"return_dict_in_generate": True, "output_logits": True}
     answer = model.generate(**arguments, max_new_tokens=8, do_sample=False, **options)
     torch.testing.assert_close(seen[0], case["visual"], atol=1e-4, rtol=0)

@@ -19,7 +19,7 @@ from engines.bundle.reader import Bundle
 from tests.bundles import GOLDEN_CONFIG, IDENTITY, golden_bundle, small_bundle
 from tests.cases import TINY, cases, own_videos, small_config, small_vision
 from tests.llava_next import load_stand_in
-from tests.onevision import expand, load_onevision
+from tests.onevision import load_onevision, question
 
 PROMPT = cases("e2e/e2e")[0].meta["prompt"]
 LOADERS: dict[str, Callable[..., Any]] = {"stand_in": load_stand_in, "onevision": load_onevision}
@@ -37,17 +37,9 @@ def plain(request: pytest.FixtureRequest) -> Any:
         restore(request.getfixturevalue("model"))
 
 
-@pytest.fixture(scope="module")
-def pixels(e2e_frames: Any) -> Tensor:
-    return (torch.from_numpy(e2e_frames.copy()).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
-
-
 def ask(model: Any, pixels: Tensor) -> tuple[list[int], Tensor]:
     """The new ids, and the logits of the first."""
-    if model.config.model_type == "llava_onevision":
-        given: dict[str, Any] = {"input_ids": expand(PROMPT, 32), "pixel_values_videos": pixels[None]}
-    else:
-        given = {"inputs": torch.tensor([PROMPT]), "images": [pixels], "modalities": ["video"]}
+    given = question(model, PROMPT, pixels)
     options = {"return_dict_in_generate": True, "output_logits": True}
     answer = model.generate(**given, max_new_tokens=8, do_sample=False, **options)
     return answer.sequences[0, -8:].tolist(), answer.logits[0][0]

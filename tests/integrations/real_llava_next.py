@@ -19,9 +19,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from earlytom import InnerMerging, earlytom, restore
+from earlytom import earlytom, restore
 from tests.bundles import GOLDEN_CONFIG, golden_bundle
-from tests.cases import GOLDEN, TINY, cases
+from tests.cases import GOLDEN, TINY, cases, golden_settings
 from tests.onevision import expand, load_onevision
 
 E2E = cases("e2e/e2e")
@@ -54,11 +54,6 @@ def plain(model: Any) -> Any:
     restore(model)
 
 
-@pytest.fixture(scope="module")
-def pixels(e2e_frames: Any) -> Tensor:
-    return (torch.from_numpy(e2e_frames.copy()).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
-
-
 def ask(model: Any, prompt: list[int], pixels: Tensor) -> tuple[list[int], Tensor]:
     """The new ids, and the logits [new, vocabulary] that they were chosen by."""
     answer = model.generate(
@@ -68,17 +63,9 @@ def ask(model: Any, prompt: list[int], pixels: Tensor) -> tuple[list[int], Tenso
     return answer.sequences[0].tolist(), torch.cat(answer.logits)
 
 
-def settings_of(meta: dict[str, Any], **inner: Any) -> dict[str, Any]:
-    merging = InnerMerging(meta["inner_layer"], meta["inner_ratio"], **inner) if meta["inner_layer"] else None
-    names = ("tau", "max_window", "ema")
-    return {name: meta[name] for name in names} | {
-        "merge_layers": tuple(meta["merge_layers"]), "inner": merging, "environ": {},
-    }
-
-
 @pytest.mark.parametrize("case", E2E, ids=str)
 def test_the_released_answers(case: Any, model: Any, pixels: Tensor) -> None:
-    earlytom(model, case.meta["retain_ratio"], **settings_of(case.meta))
+    earlytom(model, case.meta["retain_ratio"], **golden_settings(case.meta))
     torch.testing.assert_close(model.generate.func.__self__.encode(pixels), case["visual"], atol=1e-4, rtol=0)
     ids, logits = ask(model, case.meta["prompt"], pixels)
     torch.testing.assert_close(logits[0], case["first_logits"], atol=1e-3, rtol=0)
@@ -88,7 +75,7 @@ def test_the_released_answers(case: Any, model: Any, pixels: Tensor) -> None:
 @pytest.mark.parametrize("case", [case for case in E2E if case.meta["inner_layer"]], ids=str)
 def test_the_published_figures_merging(case: Any, model: Any, pixels: Tensor) -> None:
     """As the released class does it under SDPA, see InnerMerging.as_released."""
-    earlytom(model, case.meta["retain_ratio"], **settings_of(case.meta, as_released=True))
+    earlytom(model, case.meta["retain_ratio"], **golden_settings(case.meta, as_released=True))
     ids, logits = ask(model, case.meta["prompt"], pixels)
     with np.load(GOLDEN / "e2e" / "as_released.npz") as archive:
         np.testing.assert_allclose(logits, archive[f"{case.number}_logits"], rtol=0, atol=1e-3)
